@@ -1,0 +1,1 @@
+"""Models for filmloop: networks, the detector's forward model, classical baselines. Never imports `filmloop`."""

@@ -1,0 +1,1 @@
+"""One complete TOML file per site, validated without touching network or disk."""

@@ -1,0 +1,68 @@
+"""Where everything lies below the state folder: the one list of paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The state folder of one site on one machine (`FILMLOOP_HOME`)."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        """SQLite journal of cycles, shards and alias moves."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def stage(self) -> Path:
+        """Sealed shards: `<stream>/run<run>/<seq>.zarr` with `<seq>.manifest.json` beside it."""
+        return self.root / "stage"
+
+    @property
+    def cluster(self) -> Path:
+        """The local site's stand-in for the cluster's file system: `data/`, `runs/`, `weights/`."""
+        return self.root / "cluster"
+
+    @property
+    def cycles(self) -> Path:
+        """One folder a cycle: resolved config, job, bundle, verdict, report."""
+        return self.root / "cycles"
+
+    @property
+    def edge(self) -> Path:
+        """The edge service's status, control files, lock, log and verified models."""
+        return self.root / "edge"
+
+    @property
+    def edge_status(self) -> Path:
+        """Written by the edge about twice a second."""
+        return self.edge / "status.json"
+
+    @property
+    def edge_models(self) -> Path:
+        """Verified bundles by version; the edge starts from these when the registry is away."""
+        return self.edge / "models"
+
+    @property
+    def edge_control(self) -> Path:
+        """Requests to the edge: `seal-<key>` asks it to seal the open shard, and disappears when that is done."""
+        return self.edge / "control"
+
+    @property
+    def registry(self) -> Path:
+        """Our own MLflow server: database, artifacts, server.json, log."""
+        return self.root / "registry"
+
+    @property
+    def moves(self) -> Path:
+        """The local mover's journal."""
+        return self.root / "moves"
+
+    @property
+    def demo(self) -> Path:
+        """One folder a demo run."""
+        return self.root / "demo"

@@ -1,0 +1,1 @@
+"""Words, documents, errors and durable files that every part shares. No torch and no vendor in here."""

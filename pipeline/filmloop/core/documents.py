@@ -1,0 +1,287 @@
+"""The documents that cross a wire or outlive a process: versioned, frozen, strict JSON.
+
+ShardManifest   beside every sealed shard; its presence is the commit
+TrainJob        edge -> cluster
+TrainResult     cluster -> edge, inside the bundle
+EvaluationReport  one model's score on the held-out frames; the gate compares two of them
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from filmloop.core.errors import DataError
+from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FrameShape = Annotated[tuple[int, int], Field(description="(channels, energy bins)")]
+
+
+class Document(BaseModel):
+    """Base: unknown keys are refused, values never change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON form."""
+        return sha256_bytes(canonical_json(self.as_json()))
+
+    def write(self, path: Path) -> None:
+        """Write durably; a reader sees all of it or nothing."""
+        atomic_write_json(path, self.as_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and validate.
+
+        Raises:
+            DataError: absent, not JSON, or not such a document.
+        """
+        value = read_json(path)
+        try:
+            return cls.model_validate(value)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise DataError(
+                f"{path} is not a valid {cls.__name__}: {where}: {first['msg']}.",
+                hint="Was it written by another version of filmloop? See schema_version in the file.",
+                ids={"path": str(path)},
+            ) from exc
+
+
+class FileDigest(Document):
+    """One file: its path relative to the document's folder, its size and its hash."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+
+    @classmethod
+    def of(cls, path: Path, root: Path) -> FileDigest:
+        """Hash `path` and name it relative to `root`."""
+        return cls(path=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+class PulseRange(Document):
+    """Frames that are not in a shard, and why: inclusive range of pulse ids."""
+
+    first_pulse_id: int = Field(ge=0)
+    last_pulse_id: int = Field(ge=0)
+    frames: int = Field(ge=1)
+    reason: str
+
+
+class Accounting(Document):
+    """What became of every frame of a stream since its beginning, across restarts.
+
+    `frames_in == frames_inferred + sum(frames_dropped)`, and
+    `frames_in == frames_staged + sum(frames_unstaged)` whenever no shard is open.
+    """
+
+    frames_in: int = 0
+    frames_inferred: int = 0
+    frames_staged: int = 0
+    frames_dropped: dict[str, int] = Field(default_factory=dict, description="not inferred, by reason")
+    frames_unstaged: dict[str, int] = Field(default_factory=dict, description="not staged, by reason")
+    frames_missing: int = Field(default=0, description="pulse ids that the source never delivered")
+
+
+class ShardManifest(Document):
+    """Beside every sealed shard. Manifest present = shard committed."""
+
+    schema_version: Literal[1] = 1
+    shard_id: str
+    site: str
+    stream: str
+    run_number: int = Field(ge=0)
+    seq: int = Field(ge=0)
+    group: str = Field(description="name of the Zarr group's folder, beside the manifest")
+    frames: int = Field(ge=1)
+    frame_shape: FrameShape
+    labelled: bool = False
+    first_pulse_id: int = Field(ge=0)
+    last_pulse_id: int = Field(ge=0)
+    dropped: tuple[PulseRange, ...] = ()
+    opened_utc: str
+    sealed_utc: str
+    model_versions: dict[str, int] = Field(
+        default_factory=dict, description="frames by the version that inferred them; '0' is none"
+    )
+    accounting: Accounting = Accounting()
+    files: tuple[FileDigest, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class ShardRef(Document):
+    """A shard as a job names it: where its group lies on that machine, and the digest of its manifest."""
+
+    shard_id: str
+    manifest_path: str
+    manifest_digest: Sha256
+    frames: int = Field(ge=1)
+
+
+class ModelChoice(Document):
+    """Which network, at which frame shape, with which hyper-parameters."""
+
+    name: str
+    frame_shape: FrameShape
+    hyper: dict[str, int | float | str | bool] = Field(default_factory=dict)
+
+
+class WeightsRef(Document):
+    """Weights to start from or to compare with: a bundle folder on that machine."""
+
+    version: str
+    bundle_path: str
+    weights_sha256: Sha256
+
+
+class TrainHyper(Document):
+    """How to train. Defaults are the recipe of DESIGN section 6, measured on public simulator frames."""
+
+    mode: Literal["thinning", "labelled"] = "thinning"
+    batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
+    learning_rate: float = Field(default=2e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    max_steps: int = Field(default=3000, ge=1)
+    max_epochs: int = Field(default=100, ge=1)
+    train_s: float = Field(default=60.0, gt=0, description="stop after this many seconds of training")
+    keep_low: float = Field(default=0.5, gt=0, lt=1, description="thinning keeps a share p ~ U(keep_low, keep_high)")
+    keep_high: float = Field(default=0.95, gt=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    evaluate_every_steps: int = Field(default=250, ge=1)
+    patience_evaluations: int = Field(default=4, ge=1, description="stop early after so many without a better hold-out")
+    checkpoint_every_s: float = Field(default=15.0, gt=0)
+
+
+class HoldoutPolicy(Document):
+    """Which frames are held out, and how they are thinned for the score."""
+
+    permille: int = Field(default=100, ge=1, le=500)
+    max_frames: int = Field(default=4000, ge=10, description="the newest of them")
+    keep: float = Field(default=0.75, gt=0, lt=1, description="share of the counts that the model sees")
+    seed: int = Field(default=20240901, ge=0)
+
+
+class TrainJob(Document):
+    """All that a cluster needs to train; paths are of the machine where it runs."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    model: ModelChoice
+    fresh: tuple[ShardRef, ...]
+    replay: tuple[ShardRef, ...] = ()
+    base: WeightsRef | None = Field(default=None, description="warm start; None trains from scratch")
+    champion: WeightsRef | None = Field(default=None, description="judged beside the challenger")
+    output_dir: str = Field(description="run folder: checkpoints, log, status, and bundle/ when finished")
+    deadline_s: float = Field(default=900.0, gt=0, description="wall time after which the launcher ends the job")
+    seed: int = Field(default=0, ge=0)
+    hyper: TrainHyper = TrainHyper()
+    holdout: HoldoutPolicy = HoldoutPolicy()
+    config_digest: str = ""
+    code_commit: str = ""
+
+
+class EvaluationReport(Document):
+    """One predictor's score on held-out frames. Two reports compare only if their `frames_digest` is equal."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(description="challenger, champion, gaussian or zero")
+    version: str = ""
+    frames: int = Field(ge=0)
+    frames_digest: Sha256
+    nll: float = Field(description="mean held-out thinned Poisson NLL, nats a frame, without the log b! term")
+    nll_low: float = Field(description="2.5 % bootstrap bound")
+    nll_high: float = Field(description="97.5 % bootstrap bound")
+    nll_frames: tuple[float, ...] = Field(default=(), description="per frame, in order of (run, pulse id)")
+    extra: dict[str, float] = Field(default_factory=dict)
+
+
+class TrainResult(Document):
+    """What training made; the last file written into a bundle."""
+
+    schema_version: Literal[1] = 1
+    job_id: str
+    status: Literal["completed", "early_stop", "time_limit", "terminated"]
+    model: ModelChoice
+    base_version: str = ""
+    steps: int = Field(ge=0)
+    epochs: float = Field(ge=0)
+    frames_trained: int = Field(ge=0, description="distinct frames in the training set")
+    frames_held_out: int = Field(ge=0)
+    steps_skipped: int = Field(default=0, description="steps with a non-finite gradient")
+    resumed_from_step: int = 0
+    train_s: float = Field(ge=0, description="the training loop alone")
+    wall_s: float = Field(ge=0, description="the whole entry, imports and evaluation included")
+    loss_first: float
+    loss_last: float
+    world_size: int = Field(ge=1)
+    device: str
+    seed: int
+    metrics: dict[str, float] = Field(default_factory=dict, description="nll, nll_low, nll_high, nll_gaussian, ...")
+    lineage: dict[str, str] = Field(description="shard_id -> manifest digest, all that was read")
+    versions: dict[str, str] = Field(description="python, torch, zarr, filmloop, ...")
+    config_digest: str = ""
+    code_commit: str = ""
+    weights_sha256: Sha256
+    files: tuple[FileDigest, ...] = Field(description="all files of the bundle but result.json")
+
+    def bundle_digest(self) -> str:
+        """One digest for the whole bundle: it covers this document, and through `files` all the others."""
+        return self.digest()
+
+
+class VersionInfo(Document):
+    """A registered version as the registry tells it."""
+
+    name: str
+    version: str
+    created_utc: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    url: str = ""
+
+    @property
+    def bundle_digest(self) -> str:
+        """Digest of the bundle's result document, or '' for a version that filmloop did not make."""
+        return self.tags.get("filmloop.bundle_digest", "")
+
+
+class Verdict(Document):
+    """What the gate says, in words and numbers."""
+
+    decision: Literal["promote", "refuse", "undecided"]
+    reasons: tuple[str, ...]
+    against: str = Field(description="what the challenger was compared with: champion or gaussian")
+    gain: float = Field(description="relative NLL improvement over it; positive is better")
+    gain_low: float
+    gain_high: float
+    frames: int
+
+
+class AliasMove(Document):
+    """One line of the audit trail."""
+
+    utc: str
+    model: str
+    alias: str
+    from_version: str
+    to_version: str
+    who: str
+    why: str
+    cycle_id: str = ""

@@ -1,0 +1,184 @@
+"""Durable files: write beside, fsync, rename, fsync the folder. After a crash a file is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filmloop.core.errors import DataError, FilmloopError, TransientError
+
+PART_SUFFIX = ".part"
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Translate the operating system's refusals about `path` into errors with a hint.
+
+    Raises:
+        TransientError: no space, quota, read-only or input/output error.
+        DataError: the path is absent or of the wrong kind.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise translate_os_error(exc, path) from exc
+
+
+def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
+    """The error of our own tree that says what `exc` means for `path`."""
+    ids = {"path": str(path)}
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TransientError(
+            f"No space left to write {path}.",
+            hint="Free space or move the state with FILMLOOP_HOME; nothing sealed was touched. "
+            "`filmloop shards list` shows what may go.",
+            ids=ids,
+        )
+    if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return TransientError(
+            f"Not allowed to write {path}: {exc.strerror}.",
+            hint="Check owner and mode of the folder, or point FILMLOOP_HOME at one you may write.",
+            ids=ids,
+        )
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return DataError(f"{path}: {exc.strerror}.", hint="Check the path.", ids=ids)
+    return TransientError(f"{path}: {exc.strerror or exc}.", hint="`filmloop site check` tests the disk.", ids=ids)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names inside `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder` durable, bottom up."""
+    for base, _dirs, files in os.walk(folder, topdown=False):
+        for name in files:
+            fsync_file(Path(base, name))
+        fsync_dir(Path(base))
+
+
+def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path` so that a reader sees the old bytes or the new ones, never a part.
+
+    Raises:
+        TransientError: the disk refuses; `path` is as it was.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(fd, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        fsync_dir(path.parent)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with the guarantees of `atomic_write_bytes`."""
+    atomic_write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: absent, unreadable or not JSON.
+    """
+    with disk_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise DataError(f"{path} is not valid JSON: {exc}", ids={"path": str(path)}) from exc
+
+
+def publish_dir(part: Path, final: Path) -> None:
+    """Make a finished folder durable, then give it its final name in one step.
+
+    A `final` that is already there is replaced: publishing the same thing twice is not an error.
+    """
+    with disk_errors(final):
+        fsync_tree(part)
+        if final.exists():
+            old = final.with_name(f"{final.name}.old{PART_SUFFIX}")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(final, old)
+            os.replace(part, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(part, final)
+        fsync_dir(final.parent)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of the file at `path`, read in blocks.
+
+    Raises:
+        DataError: the file is absent.
+    """
+    digest = hashlib.sha256()
+    with disk_errors(path), path.open("rb") as src:
+        while block := src.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string for one JSON value: sorted keys, no spaces. Digests are taken over this."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `path` for the block; yields whether it was free.
+
+    The kernel drops the lock when the process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield True
+    finally:
+        os.close(fd)

@@ -1,0 +1,51 @@
+"""How a training job is started on the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from filmloop.core.documents import TrainJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchStatus:
+    """Where a job stands.
+
+    Attributes:
+        state: `lost` means that nobody knows: launch again with the same job, it resumes from its checkpoint.
+        exit_code: Of the trainer, once it ended.
+        detail: Why it failed, in words.
+        log_tail: Last lines of its log.
+        progress: Last line of `metrics.jsonl`, e.g. {"step": 120, "loss": 0.16}.
+    """
+
+    state: Literal["pending", "running", "succeeded", "failed", "lost"]
+    exit_code: int | None = None
+    detail: str = ""
+    log_tail: str = ""
+    progress: dict[str, float] | None = None
+
+
+class Launcher(Protocol):
+    """Starts `filmloop.training.entry` under torchrun. Submit and poll; nothing here waits for training."""
+
+    def submit(self, job: TrainJob) -> str:
+        """Start the job; returns a handle that survives a restart of the caller.
+
+        Idempotent by `job.job_id`: a job that runs or has ended is not started again; one that was lost is.
+
+        Raises:
+            ConfigError: the launcher cannot run here at all.
+            TransientError: the service is away.
+        """
+
+    def poll(self, handle: str) -> LaunchStatus:
+        """Where the job stands. The launcher enforces `job.deadline_s` by itself.
+
+        Raises:
+            DataError: no such handle.
+        """
+
+    def cancel(self, handle: str) -> None:
+        """End the job and every process it started; one that has ended stays as it is."""

@@ -1,0 +1,67 @@
+"""How files travel between the edge and the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from filmloop.core.documents import FileDigest
+
+Direction = Literal["to_cluster", "to_edge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveItem:
+    """One file: paths relative to the roots of the two sides, with the size and hash it must have."""
+
+    source_path: str
+    target_path: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def below(cls, folder: str, file: FileDigest, target_folder: str) -> MoveItem:
+        """The item for `file` of a document in `folder`, bound for the same place below `target_folder`."""
+        return cls(
+            source_path=f"{folder}/{file.path}",
+            target_path=f"{target_folder}/{file.path}",
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveStatus:
+    """Where a move stands."""
+
+    state: Literal["active", "succeeded", "failed"]
+    files_done: int = 0
+    bytes_done: int = 0
+    detail: str = ""
+    retryable: bool = True
+
+
+class Mover(Protocol):
+    """Moves files and proves that they arrived whole. Submit and poll; nothing here waits."""
+
+    def submit(self, direction: Direction, items: Sequence[MoveItem], *, key: str) -> str:
+        """Start moving; returns a handle that survives a restart of the caller.
+
+        Idempotent: the same `key` and items start one move however often this is called, and return the same handle.
+        Files appear at their target paths only whole and verified; until then they lie under `.incoming`.
+
+        Raises:
+            DataError: a source file is absent or is not what its item says.
+            TransientError: the service is away.
+        """
+
+    def poll(self, handle: str) -> MoveStatus:
+        """Where the move stands; cheap, never blocks for long. Finishing work that a crash cut off happens here.
+
+        Raises:
+            DataError: no such handle.
+        """
+
+    def cancel(self, handle: str) -> None:
+        """Stop a move; one that has ended stays as it is."""

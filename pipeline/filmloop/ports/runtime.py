@@ -1,0 +1,26 @@
+"""What runs the champion's network on every frame."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class InferenceRuntime(Protocol):
+    """One loaded model. Thread-compatible: one caller at a time.
+
+    Attributes:
+        version: Registry version of the weights it serves.
+        name: What runs it, e.g. `torch-cpu`.
+    """
+
+    version: str
+    name: str
+
+    def infer(self, counts_NCE: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Counts (N, C, E) uint8 to rates (N, C, E) float32, expected counts of the whole frame.
+
+        The returned array is the caller's until the next call.
+        """
