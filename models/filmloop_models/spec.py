@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import nn
 
 HyperValue = int | float | str | bool
@@ -25,6 +27,7 @@ class ModelSpec:
         build: `build((C, E), **hyper) -> nn.Module`; imports torch only when called.
         hyper: Every hyper-parameter that `build` takes, with its default.
         shape_rule: Says what is wrong with a frame shape, or '' if the network takes it.
+        sort_key: Rates (N, C, E) to float32 (N,), the key that orders frames into a movie; None if there is none.
         tolerance: Largest relative RMS difference of a reduced-precision runtime from float32 that is acceptable.
     """
 
@@ -33,6 +36,7 @@ class ModelSpec:
     build: Callable[..., nn.Module]
     hyper: Mapping[str, HyperValue] = field(default_factory=dict)
     shape_rule: Callable[[tuple[int, int]], str] = lambda shape: ""
+    sort_key: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None
     tolerance: float = 0.05
 
     def module(self, frame_shape: tuple[int, int], hyper: Mapping[str, Any] | None = None) -> nn.Module:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 from pydantic import BaseModel, ConfigDict, Field
 
 from filmloop.core.documents import HoldoutPolicy, TrainHyper
+from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
 
 class Section(BaseModel):

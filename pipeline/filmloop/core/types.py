@@ -50,4 +50,5 @@ class FrameBlock:
 def clip_counts(counts: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Counts (N, C, E) of any integer type as uint8, and the `flags_N` that says which frames were clipped."""
     saturated_N = (counts > 255).any(axis=(1, 2))
-    return np.clip(counts, 0, 255).astype(np.uint8), saturated_N.astype(np.uint8) * SATURATED
+    flags_N: npt.NDArray[np.uint8] = np.where(saturated_N, SATURATED, 0).astype(np.uint8)
+    return np.clip(counts, 0, 255).astype(np.uint8), flags_N
