@@ -1,8 +1,12 @@
-"""From a TOML file to a SiteConfig, with errors that name the key and what it may be."""
+"""From a TOML file to a SiteConfig, with errors that name the key and what it may be.
+
+A resolved configuration (`config.json` beside every cycle) is a site file too.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -44,9 +48,9 @@ def load_site(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Site
     try:
         with disk_errors(path):
             text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not valid TOML: {exc}.", ids={"path": str(path)}) from exc
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}.", ids={"path": str(path)}) from exc
     except DataError as exc:
         raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
     for dotted, value in (overrides or {}).items():

@@ -28,6 +28,11 @@ class Home:
         return self.root / "cluster"
 
     @property
+    def weights(self) -> Path:
+        """Verified bundles that cycles start from: `<registered model>/<version>/`."""
+        return self.root / "weights"
+
+    @property
     def cycles(self) -> Path:
         """One folder a cycle: resolved config, job, bundle, verdict, report."""
         return self.root / "cycles"

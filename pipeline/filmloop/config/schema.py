@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from filmloop.core.documents import HoldoutPolicy, TrainHyper
+from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
 
@@ -128,7 +129,7 @@ class TrainingSection(Section):
 class GatePolicy(Section):
     """When a challenger replaces the champion."""
 
-    min_gain: float = Field(0.0005, ge=0, description="smallest relative NLL improvement worth a swap")
+    min_gain: float = Field(0.0005, ge=0, description="smallest gain worth a swap: fewer nats a frame, as a share of the reference's mean |NLL|")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="two-sided, of the paired bootstrap")
     resamples: int = Field(2000, ge=100)
     min_frames: int = Field(200, ge=1, description="fewer held-out frames decide nothing")
@@ -167,3 +168,7 @@ class SiteConfig(Section):
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, as written beside every cycle."""
         return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON form; part of a version's lineage."""
+        return sha256_bytes(canonical_json(self.as_json()))

@@ -274,6 +274,27 @@ class Verdict(Document):
     frames: int
 
 
+Outcome = Literal["promoted", "refused", "undecided", "nothing_to_do", "busy", "failed"]
+
+
+class CycleReport(Document):
+    """What a cycle came to; `filmloop retrain --json` prints it. Times in seconds."""
+
+    cycle_id: str = ""
+    outcome: Outcome
+    message: str
+    version: str = ""
+    base_version: str = ""
+    turnaround_s: float | None = Field(default=None, description="newest sealed shard to live at the edge")
+    overhead_s: float | None = Field(default=None, description="all steps, without the training loop itself")
+    train_s: float | None = None
+    steps: dict[str, float] = Field(default_factory=dict)
+    gate: Verdict | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    frames: int = 0
+    url: str = ""
+
+
 class AliasMove(Document):
     """One line of the audit trail."""
 

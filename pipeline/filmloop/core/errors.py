@@ -3,7 +3,8 @@
 FilmloopError            70  something nobody foresaw
 ├── ConfigError           2  the site file or the command line is wrong
 ├── TransientError        3  try again: a server is away, a disk is full, a deadline passed
-│   └── BusyError         0  another cycle holds the lock; not a failure for a timer
+│   ├── BusyError         0  another cycle holds the lock; not a failure for a timer
+│   └── TerminatedError  75  told to stop; its state is saved, the same call goes on from there
 ├── AuthError             4  a person must log in
 ├── DataError             5  bytes on disk are not what they should be
 │   └── VerificationError 5  a digest, shape or golden pair does not match: nothing was loaded
@@ -71,6 +72,12 @@ class BusyError(TransientError):
     """Another cycle holds the lock. A timer that fires too early has done nothing wrong."""
 
     exit_code = 0
+
+
+class TerminatedError(TransientError):
+    """Something asked for an end by SIGTERM; the work so far is saved. 75 is EX_TEMPFAIL of sysexits.h: requeue."""
+
+    exit_code = 75
 
 
 class AuthError(FilmloopError):

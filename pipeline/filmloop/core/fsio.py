@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,6 +109,27 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def create_json(path: Path, value: Any) -> bool:
+    """Write `value` to `path` unless something is there already; says whether this call was the one that wrote it.
+
+    Of several processes that try at once exactly one gets True, and none ever sees a part.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PART_SUFFIX}")
+    atomic_write_json(part, value)
+    with disk_errors(path):
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        finally:
+            part.unlink(missing_ok=True)
+        fsync_dir(path.parent)
+    return True
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -168,17 +190,22 @@ def try_lock(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock on `path` for the block; yields whether it was free.
 
     The kernel drops the lock when the process ends, however it ends.
+
+    Raises:
+        TransientError: the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # the pid is for people: a full disk must not cost the lock
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         yield True
     finally:
         os.close(fd)

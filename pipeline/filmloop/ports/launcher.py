@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from filmloop.core.documents import TrainJob
+from filmloop.core.documents import FileDigest, TrainJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,8 @@ class LaunchStatus:
         detail: Why it failed, in words.
         log_tail: Last lines of its log.
         progress: Last line of `metrics.jsonl`, e.g. {"step": 120, "loss": 0.16}.
+        bundle_files: Every file of the bundle, `result.json` included, relative to `<output_dir>/bundle`, once the job
+            succeeded: what the mover has to bring home.
     """
 
     state: Literal["pending", "running", "succeeded", "failed", "lost"]
@@ -25,6 +27,7 @@ class LaunchStatus:
     detail: str = ""
     log_tail: str = ""
     progress: dict[str, float] | None = None
+    bundle_files: tuple[FileDigest, ...] = ()
 
 
 class Launcher(Protocol):

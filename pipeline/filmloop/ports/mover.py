@@ -65,3 +65,10 @@ class Mover(Protocol):
 
     def cancel(self, handle: str) -> None:
         """Stop a move; one that has ended stays as it is."""
+
+    def discard(self, paths: Sequence[str], *, key: str) -> None:
+        """Delete files or folders below the cluster's root that nobody needs any more; absent ones are fine.
+
+        Raises:
+            TransientError: the service is away.
+        """

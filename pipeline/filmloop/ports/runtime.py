@@ -19,8 +19,9 @@ class InferenceRuntime(Protocol):
     version: str
     name: str
 
-    def infer(self, counts_NCE: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Counts (N, C, E) uint8 to rates (N, C, E) float32, expected counts of the whole frame.
+    def infer(self, counts_NCE: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Counts (N, C, E) to rates (N, C, E) float32, expected counts of the whole frame.
 
+        The detector's counts are uint8; thinned ones that were scaled back to the whole frame are float32.
         The returned array is the caller's until the next call.
         """

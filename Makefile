@@ -1,0 +1,57 @@
+# filmloop: `make retrain` closes the loop once on this machine, `make test` proves it. Needs Python >= 3.11, nothing else.
+
+PYTHON ?= python3
+SITE   ?= site_configs/local.toml
+BIN    := .venv/bin
+RUN    := $(BIN)/filmloop
+FLAGS  := --site $(SITE)
+
+.DEFAULT_GOAL := help
+.PHONY: help install retrain demo test lint edge ui status check bench clean
+
+help:       ## show this list
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: .venv/.local  ## create .venv with all that the local site runs on, pinned
+
+retrain: .venv/.local  ## one cycle: watch, stage, retrain, judge, register, swap
+	$(RUN) retrain $(FLAGS)
+
+demo: .venv/.local  ## the story in a few minutes: drift, retrain, a refused challenger, a rollback
+	$(RUN) demo $(FLAGS)
+
+edge: .venv/.local  ## run the edge service until Ctrl-C
+	$(RUN) edge run $(FLAGS)
+
+ui: .venv/.local  ## start the registry if need be and print the address of its UI
+	$(RUN) registry start $(FLAGS)
+
+status: .venv/.local  ## what is live, since when, how good
+	$(RUN) status $(FLAGS)
+
+check: .venv/.local  ## is this site ready? what is missing?
+	$(RUN) site check $(FLAGS)
+
+bench: .venv/.local  ## measure this machine; one JSON line per benchmark
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+lint: .venv/.dev  ## format check, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
+	$(BIN)/pytest
+
+clean:      ## remove the environment (state in .filmloop stays)
+	rm -rf .venv
+
+# Two environments in one: what a site runs on, and on top of it what developers need. A stamp is newer than its
+# inputs or the install runs again; pip does nothing for what is there already.
+.venv/.local: pyproject.toml constraints.txt
+	sh .ci/install "$(PYTHON)" local
+	@touch $@
+
+.venv/.dev: .venv/.local
+	sh .ci/install "$(PYTHON)" dev
+	@touch $@

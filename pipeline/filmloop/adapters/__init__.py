@@ -1,0 +1,1 @@
+"""Vendor SDKs and local stand-ins behind the ports: nothing outside this package knows them."""

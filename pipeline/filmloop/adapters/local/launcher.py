@@ -1,0 +1,237 @@
+"""Starts training on this machine, with the promises of `ports.launcher`."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.runfolder import (
+    ALIVE,
+    BUNDLE_RESULT,
+    CANCEL,
+    ERROR,
+    EXIT,
+    EXIT_REQUEUE,
+    JOB,
+    LAUNCH,
+    LOG,
+    Exit,
+    Launch,
+    last_metrics,
+    log_tail,
+)
+from filmloop.adapters.local.supervise import kill_marked
+from filmloop.config.schema import LocalLauncher as LauncherSection
+from filmloop.core.clock import utc_now
+from filmloop.core.documents import FileDigest, TrainJob
+from filmloop.core.errors import ConfigError, DataError, TransientError
+from filmloop.core.fsio import create_json, disk_errors, read_json
+from filmloop.core.retry import wait_until
+from filmloop.ports.launcher import LaunchStatus
+
+_START_S = 60.0
+"""The supervisor is in the background after 0.1 s; a loaded machine may take longer."""
+
+
+class LocalLauncher:
+    """torchrun as a group of subprocesses that outlives its caller; see `ports.launcher.Launcher`.
+
+    The handle is the absolute run folder, `job.output_dir`. Killing the supervisor kills the job; a job that was lost,
+    or that ended with a checkpoint because the machine went down, is started again by the next `submit`. A job that
+    failed, passed its deadline or was cancelled stays so: the caller makes a new one, with another `job_id`.
+
+    Args:
+        section: The site file's `[launcher]`.
+        command: Runs instead of torchrun and `filmloop.training.entry`, followed by the path of `job.json`.
+        grace_s: Time that the trainer has for a checkpoint between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self, *, section: LauncherSection, command: Sequence[str] | None = None, grace_s: float = 10.0
+    ) -> None:
+        self._section, self._command, self._grace_s = section, command, grace_s
+
+    def submit(self, job: TrainJob) -> str:
+        """See `Launcher.submit`."""
+        folder = Path(job.output_dir).absolute()
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not create_json(folder / JOB, job.as_json()):
+            self._check_same(job, folder)
+        with hold(folder / ALIVE) as lock:
+            if lock is not None and self._needs_start(folder):
+                self._start(job, folder, lock)
+        return str(folder)
+
+    def poll(self, handle: str) -> LaunchStatus:
+        """See `Launcher.poll`."""
+        folder = self._known(handle)
+        launch = Launch.read(folder) if (folder / LAUNCH).exists() else None
+        if is_held(folder / ALIVE):
+            return LaunchStatus(state="running", log_tail=log_tail(folder), progress=last_metrics(folder))
+        ended = Exit.read(folder)
+        if ended is not None:
+            return _status(ended, folder)
+        # Nothing of a lost attempt may go on writing beside its successor.
+        left = kill_marked(launch.token) if launch is not None else 0
+        return LaunchStatus(
+            state="lost",
+            detail=f"Its supervisor vanished; {left} processes that were left were killed.",
+            log_tail=log_tail(folder),
+            progress=last_metrics(folder),
+        )
+
+    def cancel(self, handle: str) -> None:
+        """See `Launcher.cancel`. Returns when all processes have ended, after `grace_s` and a little at most.
+
+        Raises:
+            DataError: no such handle.
+            TransientError: a process cannot be killed.
+        """
+        folder = self._known(handle)
+        if not is_held(folder / ALIVE) and Exit.read(folder) is not None:
+            return
+        with disk_errors(folder):
+            (folder / CANCEL).touch()
+        wait_until(
+            lambda: None if is_held(folder / ALIVE) else True,
+            deadline_s=self._grace_s + _START_S,
+            what=f"The end of job {folder.name}",
+            hint=f"Look for processes that hang: `fuser -v {folder / ALIVE}`.",
+        )
+        if self.poll(handle).state == "lost":
+            Exit(exit_code=-9, reason="cancelled", wall_s=0.0, ended_utc=utc_now()).write(folder)
+
+    def _known(self, handle: str) -> Path:
+        folder = Path(handle)
+        if not (folder / JOB).is_file():
+            raise DataError(
+                f"No job was started in {handle!r}.",
+                hint="Submit it again; `filmloop history` lists the cycles and their jobs.",
+                ids={"path": handle},
+            )
+        return folder
+
+    def _check_same(self, job: TrainJob, folder: Path) -> None:
+        before = TrainJob.read(folder / JOB)
+        if before.job_id != job.job_id:
+            raise DataError(
+                f"{folder} is the run folder of job {before.job_id}, not of {job.job_id}.",
+                hint="Every job needs a run folder of its own.",
+                ids={"job_id": job.job_id, "path": str(folder)},
+            )
+
+    def _needs_start(self, folder: Path) -> bool:
+        ended = Exit.read(folder)
+        return ended is None or _status(ended, folder).state == "lost"
+
+    def _start(self, job: TrainJob, folder: Path, lock: int) -> None:
+        before = Launch.read(folder) if (folder / LAUNCH).exists() else None
+        if before is not None:
+            kill_marked(before.token)
+        launch = Launch(
+            attempt=before.attempt + 1 if before is not None else 1,
+            token=secrets.token_hex(16),
+            command=(*self._runner(), str(folder / JOB)),
+            threads=self._section.threads,
+            deadline_s=job.deadline_s,
+            grace_s=self._grace_s,
+            submitted_utc=utc_now(),
+        )
+        for stale in (EXIT, ERROR):
+            (folder / stale).unlink(missing_ok=True)
+        launch.write(folder)
+        _supervise(folder, lock)
+
+    def _runner(self) -> tuple[str, ...]:
+        if self._command is not None:
+            return tuple(self._command)
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError(
+                "PyTorch is not installed here, so nothing can be trained on this machine.",
+                hint="pip install 'filmloop[hpc]', or `make install` in a checkout.",
+            )
+        ranks = f"--nproc-per-node={self._section.processes}"
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", ranks)
+        return (*torchrun, "-m", "filmloop.training.entry")
+
+
+def _supervise(folder: Path, lock: int) -> None:
+    """Start the supervisor. The lock travels down: from here on the job runs, whatever happens to this process."""
+    ids = {"path": str(folder)}
+    try:
+        with disk_errors(folder), (folder / LOG).open("ab") as log:
+            done = subprocess.run(
+                [sys.executable, "-m", "filmloop.adapters.local.supervise", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock,),
+                timeout=_START_S,
+                check=False,
+            )
+    except subprocess.TimeoutExpired as exc:
+        raise TransientError(
+            f"The supervisor of {folder} did not start within {_START_S:.0f} s.",
+            hint="Is the machine overloaded? Run the cycle again; it goes on where it stopped.",
+            ids=ids,
+        ) from exc
+    if done.returncode != 0:
+        raise ConfigError(
+            f"The supervisor of {folder} did not start: {log_tail(folder, lines=1)}",
+            hint="`filmloop site check` tests the installation.",
+            ids=ids,
+        )
+
+
+def _status(ended: Exit, folder: Path) -> LaunchStatus:
+    """What an orderly end means. Success takes exit code 0 and a finished bundle: a failed run must never ship."""
+    error = _trainer_error(folder)
+    # torchrun answers 1 for whatever its ranks said; the trainer's own code is in its error document.
+    said = error.get("exit_code")
+    code = said if ended.exit_code and isinstance(said, int) else ended.exit_code
+    tail, progress = log_tail(folder), last_metrics(folder)
+    if ended.reason in ("ended", "terminated") and code == 0 and (folder / BUNDLE_RESULT).is_file():
+        return LaunchStatus(
+            state="succeeded", exit_code=0, log_tail=tail, progress=progress, bundle_files=_bundle_files(folder)
+        )
+    if ended.reason == "terminated" or (ended.reason == "ended" and code == EXIT_REQUEUE):
+        detail = "It was told to stop; started again, it goes on from its checkpoint."
+        return LaunchStatus(state="lost", exit_code=code, detail=detail, log_tail=tail, progress=progress)
+    return LaunchStatus(
+        state="failed", exit_code=code, detail=_detail(ended, error, tail), log_tail=tail, progress=progress
+    )
+
+
+def _detail(ended: Exit, error: dict[str, Any], tail: str) -> str:
+    if ended.reason == "cancelled":
+        return "It was cancelled."
+    if ended.reason == "deadline":
+        return f"It was ended at its deadline, after {ended.wall_s:.0f} s; see training.deadline_s in the site file."
+    if ended.exit_code == 0:
+        return f"It ended without an error, but left no {BUNDLE_RESULT}."
+    if error:
+        return f"{error.get('error')}: {error.get('message')} {error.get('hint') or ''}".strip()
+    last = tail.strip().rpartition("\n")[2]
+    return f"It ended with exit code {ended.exit_code}; the last line of its log: {last}"
+
+
+def _trainer_error(folder: Path) -> dict[str, Any]:
+    if not (folder / ERROR).exists():
+        return {}
+    try:
+        value = read_json(folder / ERROR)
+    except DataError:  # the trainer was killed while it wrote; the log has to do
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _bundle_files(folder: Path) -> tuple[FileDigest, ...]:
+    bundle = (folder / BUNDLE_RESULT).parent
+    return tuple(FileDigest.of(path, bundle) for path in sorted(bundle.rglob("*")) if path.is_file())

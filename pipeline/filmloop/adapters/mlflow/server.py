@@ -1,0 +1,305 @@
+"""Our own MLflow server on this machine: found, started once, stopped. SQLite and an artifact folder, loopback only.
+
+`server.json` in the registry folder says where it runs. The process is a session of its own and outlives whoever
+started it. MLflow's command is a parent that starts uvicorn as its child: both are in one process group, which carries
+the parent's number and is what gets signalled.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.metadata
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from filmloop.adapters.mlflow.processes import group_runs, port_holder, port_is_free, start_ticks
+from filmloop.config.paths import Home
+from filmloop.config.schema import MlflowRegistry as Section
+from filmloop.core.clock import utc_now
+from filmloop.core.documents import Document
+from filmloop.core.errors import ConfigError, DataError, TransientError
+from filmloop.core.fsio import disk_errors, try_lock
+from filmloop.core.retry import wait_until
+
+FIRST_PORT, LAST_PORT = 5050, 5149
+"""Searched if the site names no port. 5000, MLflow's own default, is often taken."""
+
+_STOP_S = 10.0
+_TAIL_LINES = 12
+_log = logging.getLogger(__name__)
+# Popen objects of servers that this process started: polled, so that a dead one is no zombie for ever.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+Announce = Callable[[str], None]
+
+
+class ServerRecord(Document):
+    """`server.json`: where the last server of this home was started."""
+
+    uri: str
+    port: int
+    pid: int
+    start_ticks: int
+    started_utc: str
+
+
+def find_server(home: Home, section: Section) -> str | None:
+    """Address of this home's server if it is alive and answers, else None. Takes milliseconds."""
+    record = _read(home)
+    if record is None or not _alive(record) or not _healthy(section, record.port):
+        return None
+    return record.uri
+
+
+def ensure_server(home: Home, section: Section, *, announce: Announce = lambda line: None) -> str:
+    """Address of this home's server; starts it if need be. Callers at the same time start one.
+
+    Raises:
+        ConfigError: MLflow's server is not installed, or the port that the site names is taken.
+        TransientError: it did not come up within `section.start_deadline_s`; the message ends with its log.
+    """
+    if uri := find_server(home, section):
+        return uri
+
+    def found_or_started() -> str | None:
+        with try_lock(home.registry / "server.lock") as ours:
+            # Whoever has the lock is starting one; if that fails, the next one here tries.
+            return (find_server(home, section) or _start(home, section, announce)) if ours else None
+
+    with disk_errors(home.registry):
+        home.registry.mkdir(parents=True, exist_ok=True)
+    return wait_until(
+        found_or_started,
+        deadline_s=section.start_deadline_s,
+        what="The start of the MLflow server by another process",
+        hint=f"See {_log_file(home)}.",
+        cap_s=0.25,
+    )
+
+
+def stop_server(home: Home) -> bool:
+    """End this home's server and everything it started; False if none ran."""
+    record = _read(home)
+    if record is None or not _group_is_ours(record):
+        return False
+    _end_group(record.pid)
+    return True
+
+
+def serve(home: Home, section: Section, *, announce: Announce) -> None:
+    """Run the server in the foreground: until SIGINT or SIGTERM, which end it, or until it ends by itself.
+
+    One that runs already is taken over, so that a service manager may restart this command at any time.
+
+    Raises:
+        ConfigError, TransientError: as `ensure_server`, or the server ended by itself.
+    """
+    uri = ensure_server(home, section, announce=announce)
+    record = _read(home)
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        announce(f"MLflow registry at {uri} (log: {_log_file(home)}); Ctrl-C stops it.")
+        while not asked and record is not None and _alive(record):
+            time.sleep(0.2)
+        stop_server(home)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not asked:
+        raise TransientError(
+            f"The MLflow server at {uri} ended by itself. {_tail(home)}", hint="Start it again: filmloop registry serve"
+        )
+
+
+def _start(home: Home, section: Section, announce: Announce) -> str:
+    _need_mlflow()
+    last = _read(home)
+    if last is not None and _group_is_ours(last):
+        if _alive(last) and _came_up(section, last, min(30.0, section.start_deadline_s)):
+            return last.uri
+        _log.warning("The MLflow server of process %s does not answer: starting another.", last.pid)
+        _end_group(last.pid)
+    began_s = time.monotonic()
+    announce("Starting the MLflow server (5 s or so) ...")
+    for port in _ports(section, last):
+        record = _launch(home, section, port)
+        if _came_up(section, record, section.start_deadline_s):
+            _log.info("MLflow server at %s after %.1f s", record.uri, time.monotonic() - began_s)
+            announce(f"MLflow registry: {record.uri}")
+            return record.uri
+        ended = not _alive(record)
+        _end_group(record.pid)
+        # Someone may have taken the port between our look and its start; anything else will not get better.
+        if not (ended and not port_is_free(section.host, port)):
+            happened = "ended at once" if ended else f"did not answer within {section.start_deadline_s:.0f} s"
+            raise TransientError(
+                f"The MLflow server {happened}. {_tail(home)}",
+                hint=f"The whole log is {_log_file(home)}; `filmloop registry serve` tries again.",
+                ids={"port": str(port)},
+            )
+    raise _taken(section.port or FIRST_PORT, "[registry] port")
+
+
+def _ports(section: Section, last: ServerRecord | None) -> list[int]:
+    """Ports to try, in order: the one that the site names, else the last one used and then the first free ones.
+
+    Raises:
+        ConfigError: the one that the site names is taken.
+    """
+    if section.port:
+        if not port_is_free(section.host, section.port):
+            raise _taken(section.port, "[registry] port")
+        return [section.port]
+    wanted = [last.port] if last else []
+    wanted += [port for port in range(FIRST_PORT, LAST_PORT + 1) if port not in wanted]
+    free = (port for port in wanted if port_is_free(section.host, port))
+    return [port for port, _ in zip(free, range(3), strict=False)]
+
+
+def _taken(port: int, key: str) -> ConfigError:
+    holder = port_holder(port)
+    return ConfigError(
+        f"Port {port} is in use" + (f" by {holder}." if holder else " by another process."),
+        hint=f"Choose another `{key}` in the site file (0 finds a free one), or stop that process.",
+        ids={"port": str(port)},
+    )
+
+
+def _launch(home: Home, section: Section, port: int) -> ServerRecord:
+    """Start the process and record it. A crash between the two leaves a server that nobody finds: it does no harm."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", section.host, "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home.registry / 'mlflow.sqlite'}"]
+    command += ["--artifacts-destination", str(home.registry / "artifacts")]
+    # The edge asks every second; one line each would be 8 MB of log a day.
+    command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
+    # Job execution would be a third process of 250 MB for things we do not use.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    with disk_errors(home.registry), _log_file(home).open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home.registry,
+            env={**environment, **quiet},
+            start_new_session=True,
+        )
+    _children[child.pid] = child
+    record = ServerRecord(
+        uri=f"http://{_reachable(section.host)}:{port}",
+        port=port,
+        pid=child.pid,
+        start_ticks=start_ticks(child.pid) or 0,
+        started_utc=utc_now(),
+    )
+    record.write(_record_file(home))
+    return record
+
+
+def _came_up(section: Section, record: ServerRecord, deadline_s: float) -> bool:
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        # The process first: a stranger on our port would answer too.
+        if not _alive(record):
+            return False
+        if _healthy(section, record.port):
+            return _alive(record)
+        time.sleep(0.1)
+    return False
+
+
+def _healthy(section: Section, port: int) -> bool:
+    """Whether MLflow answers there. Plain http.client: no proxy between us and this machine."""
+    connection = http.client.HTTPConnection(_reachable(section.host), port, timeout=2.0)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        return answer.status == 200 and answer.read(16) == b"OK"
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    """The address to dial for a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _alive(record: ServerRecord) -> bool:
+    if record.pid in _children:
+        _children[record.pid].poll()
+    return record.start_ticks != 0 and start_ticks(record.pid) == record.start_ticks
+
+
+def _group_is_ours(record: ServerRecord) -> bool:
+    """Whether anything of that server runs, be it only the child of a killed parent.
+
+    While a group has members its number is not given to a new process; so if the number belongs to a process with
+    another start time, ours is long gone.
+    """
+    now = start_ticks(record.pid)
+    return _alive(record) or (now is None and group_runs(record.pid))
+
+
+def _end_group(group: int) -> None:
+    for number, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            break
+        end = time.monotonic() + patience_s
+        while group_runs(group) and time.monotonic() < end:
+            time.sleep(0.05)
+        if not group_runs(group):
+            break
+    if child := _children.pop(group, None):
+        child.wait()
+
+
+def _need_mlflow() -> None:
+    try:
+        importlib.metadata.version("mlflow")
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise ConfigError(
+            "The MLflow server is not installed here.",
+            hint="pip install 'filmloop[registry]', or name a server as `[registry] uri` in the site file.",
+        ) from exc
+
+
+def _read(home: Home) -> ServerRecord | None:
+    """The record, None if there is none or if it is damaged: then a new server is started and writes a new one."""
+    try:
+        return ServerRecord.read(_record_file(home))
+    except DataError:
+        return None
+
+
+def _record_file(home: Home) -> Path:
+    return home.registry / "server.json"
+
+
+def _log_file(home: Home) -> Path:
+    return home.registry / "server.log"
+
+
+def _tail(home: Home) -> str:
+    """The last lines of its log, for an error message."""
+    try:
+        lines = _log_file(home).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "It left no log."
+    return "Its log ends:\n" + "\n".join(lines[-_TAIL_LINES:])

@@ -1,0 +1,1 @@
+"""Frame sources: the CookieBox simulator, and replay of recorded frames."""

@@ -1,0 +1,165 @@
+"""Recorded frames in HDF5: the published schemas, recognised by what the file holds.
+
+    CookieNetAE         X_test, Y_test (or X_train, Y_train, ...): counts int16 and targets float16, (N, C, E) each
+    stacked             Ximg and Ypdf: the same of CookieSimSlim shots, stacked
+    CookieSimSlim       one group a shot with Ximg and Ypdf, (C, E) each; shots in sorted order of their names
+
+The pulse id of a frame is its row. Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.adapters.sources.recording import Recording, checked_counts, checked_labels, locate
+from filmloop.core.errors import DataError
+from filmloop.core.types import FrameBlock
+
+KNOWN = "X_*/Y_* (CookieNetAE), Ximg/Ypdf (stacked), one group a shot with Ximg/Ypdf (CookieSimSlim)"
+
+
+def open_hdf5(path: Path) -> Recording:
+    """The recording in the file at `path`.
+
+    Raises:
+        DataError: not HDF5, of an unknown schema, or its arrays do not fit together.
+    """
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except OSError as exc:
+        raise DataError(
+            f"{path} is not a readable HDF5 file: {exc}.",
+            hint="A recording is an HDF5 file or a folder of sealed shards.",
+            ids={"path": str(path)},
+        ) from exc
+    try:
+        return _recognise(file, path)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _recognise(file: h5py.File, path: Path) -> Recording:
+    names = sorted(file)
+    arrays = [name for name in names if name.startswith("X_") and isinstance(file[name], h5py.Dataset)]
+    if pairs := [(name, "Y_" + name[2:]) for name in arrays]:
+        return StackedRecording(file, path, pairs)
+    if isinstance(file.get("Ximg"), h5py.Dataset):
+        return StackedRecording(file, path, [("Ximg", "Ypdf")])
+    first = file[names[0]] if names else None
+    if isinstance(first, h5py.Group) and "Ximg" in first:
+        return ShotRecording(file, path, names)
+    found = [f"{name} {describe(file[name])}" for name in names[:8]] + (["..."] if len(names) > 8 else [])
+    raise DataError(
+        f"{path} has no schema that filmloop knows: it holds {', '.join(found) or 'nothing'}.",
+        hint=f"Known are {KNOWN}. Rename the arrays, or add a schema beside these.",
+        ids={"path": str(path)},
+    )
+
+
+def describe(node: h5py.Dataset | h5py.Group) -> str:
+    """What an object of the file is, in a few words."""
+    if isinstance(node, h5py.Dataset):
+        return f"({node.dtype} {node.shape})"
+    return f"(group of {', '.join(sorted(node)[:6]) or 'nothing'})"
+
+
+class _Hdf5Recording:
+    """One run; the row is the pulse id."""
+
+    def __init__(self, file: h5py.File, path: Path, frames: int, frame_shape: tuple[int, int]) -> None:
+        self._file, self._path = file, path
+        self.frame_shape = frame_shape
+        self.run_frames: tuple[int, ...] = (frames,)
+
+    def position_after(self, run: int, pulse_id: int) -> int:
+        return min(pulse_id + 1, self.run_frames[run])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _wrong(self, what: str) -> DataError:
+        return DataError(f"{self._path}: {what}.", hint=f"Known are {KNOWN}.", ids={"path": str(self._path)})
+
+
+class StackedRecording(_Hdf5Recording):
+    """Arrays of counts, each with its array of labels or without, one after another."""
+
+    block_frames = 1024
+
+    def __init__(self, file: h5py.File, path: Path, pairs: list[tuple[str, str]]) -> None:
+        self._parts = [(file[counts], file.get(labels)) for counts, labels in pairs]
+        shape = self._parts[0][0].shape
+        super().__init__(file, path, sum(len(counts) for counts, _ in self._parts), shape[1:])
+        self.has_labels = all(labels is not None for _, labels in self._parts)
+        for counts, labels in self._parts:
+            if counts.ndim != 3 or counts.shape[1:] != shape[1:] or counts.dtype.kind not in "uif":
+                raise self._wrong(f"{counts.name} is {describe(counts)}, not numbers (N, C, E) like {shape}")
+            if labels is not None and labels.shape != counts.shape:
+                raise self._wrong(f"{labels.name} is {describe(labels)}, but {counts.name} is {describe(counts)}")
+
+    def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
+        """Up to the end of the array that holds `start`."""
+        which, first = locate([len(counts) for counts, _ in self._parts], start)
+        counts, label = self._parts[which]
+        part = slice(start - first, min(stop - first, len(counts)))
+        try:
+            raw_NCE, raw_label_NCE = counts[part], label[part] if labels else None
+        except OSError as exc:
+            raise self._wrong(f"{counts.name} cannot be read at frame {start}: {exc}") from exc
+        counts_NCE, flags_N = checked_counts(raw_NCE, where=f"{self._path} {counts.name}", first=part.start)
+        return FrameBlock(
+            run_number=run,
+            pulse_id_N=np.arange(start, start + len(counts_NCE), dtype=np.uint64),
+            counts_NCE=counts_NCE,
+            flags_N=flags_N,
+            label_NCE=None
+            if raw_label_NCE is None
+            else checked_labels(raw_label_NCE, where=f"{self._path} {label.name}", first=part.start),
+        )
+
+
+class ShotRecording(_Hdf5Recording):
+    """One group a shot."""
+
+    # Two small datasets a shot, about 0.2 ms: more at once would hold up a read.
+    block_frames = 256
+
+    def __init__(self, file: h5py.File, path: Path, names: list[str]) -> None:
+        self._names = names
+        shape = file[names[0]]["Ximg"].shape
+        super().__init__(file, path, len(names), shape)
+        if len(shape) != 2:
+            raise self._wrong(f"/{names[0]}/Ximg is {describe(file[names[0]]['Ximg'])}, not an image (C, E)")
+        self.has_labels = "Ypdf" in file[names[0]]
+
+    def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
+        """Shots in sorted order of their names."""
+        names = self._names[start:stop]
+        raw_NCE = np.stack([self._image(name, "Ximg") for name in names])
+        counts_NCE, flags_N = checked_counts(raw_NCE, where=f"{self._path} Ximg", first=start)
+        label_NCE = None
+        if labels:
+            raw_label_NCE = np.stack([self._image(name, "Ypdf") for name in names])
+            label_NCE = checked_labels(raw_label_NCE, where=f"{self._path} Ypdf", first=start)
+        return FrameBlock(
+            run_number=run,
+            pulse_id_N=np.arange(start, start + len(names), dtype=np.uint64),
+            counts_NCE=counts_NCE,
+            flags_N=flags_N,
+            label_NCE=label_NCE,
+        )
+
+    def _image(self, shot: str, name: str) -> npt.NDArray[Any]:
+        try:
+            image: npt.NDArray[Any] = self._file[shot][name][()]
+        except (KeyError, OSError, AttributeError, TypeError) as exc:
+            raise self._wrong(f"shot {shot} has no readable {name}: {exc}") from exc
+        if image.shape != self.frame_shape:
+            raise self._wrong(f"{name} of shot {shot} is {image.shape}, the first shot's is {self.frame_shape}")
+        return image

@@ -1,0 +1,184 @@
+"""The composition root: from a site file to working parts. Only what a site chose is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filmloop
+from filmloop.config.loader import find_home, find_site, load_site
+from filmloop.config.paths import Home
+from filmloop.config.schema import ReplaySource, SiteConfig
+from filmloop.core.errors import ConfigError, TransientError
+from filmloop.ledger import Ledger
+
+if TYPE_CHECKING:
+    from filmloop.cycle import CycleParts
+    from filmloop.edge.service import EdgeService
+    from filmloop.ports.registry import Registry
+    from filmloop.ports.source import FrameSource
+
+Tell = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A site file, read, with its state folder."""
+
+    file: Path
+    config: SiteConfig
+    home: Home
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream of frames that the source delivers."""
+        from filmloop.adapters.sources.build import stream_name
+
+        return stream_name(self.config.source)
+
+
+def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str = "", probe: bool = True) -> Site:
+    """Read the site file, then apply `--set key=value` and `--source`.
+
+    A replayed file decides the frame shape, and one with fewer frames than `training.min_frames` counts as enough.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+        DataError: the file to replay is absent or of an unknown form.
+    """
+    path = find_site(file)
+    overrides = parse_sets(sets)
+    if source:
+        from filmloop.adapters.sources.build import parse_source_option
+
+        overrides = {"source": parse_source_option(source), **overrides}
+    config = load_site(path, overrides=overrides)
+    if source and probe and isinstance(config.source, ReplaySource):
+        from filmloop.adapters.sources.build import probe_replay
+
+        (channels, energy_bins), frames = probe_replay(config.source)
+        overrides |= {"frame.channels": channels, "frame.energy_bins": energy_bins}
+        if not config.source.loop and frames < config.training.min_frames:
+            overrides["training.min_frames"] = frames
+        config = load_site(path, overrides=overrides)
+    return Site(file=path, config=config, home=find_home(config, path))
+
+
+def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
+    """`key.sub=value` pairs, with values as TOML writes them; a bare word is a string.
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    values: dict[str, Any] = {}
+    for pair in sets:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair!r} has no '='.", hint="For example --set training.hyper.train_s=20")
+        try:
+            values[key.strip()] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def open_ledger(site: Site) -> Ledger:
+    """The site's journal."""
+    return Ledger(site.home.ledger)
+
+
+def registry_uri(site: Site, *, start: bool, tell: Tell | None = None) -> str:
+    """Address of the site's MLflow server; `start` starts our own if the site has no other and it is not running.
+
+    Raises:
+        TransientError: it is not running, or did not come up.
+        ConfigError: its port is taken by something else.
+    """
+    section = site.config.registry
+    if section.uri:
+        return section.uri
+    from filmloop.adapters.mlflow.server import ensure_server, find_server
+
+    if start:
+        return ensure_server(site.home, section, announce=lambda text: tell and tell("registry", text))
+    uri = find_server(site.home, section)
+    if uri is None:
+        raise TransientError("The registry is not running.", hint="`filmloop registry serve` starts it.")
+    return uri
+
+
+def open_registry(site: Site, *, start: bool, tell: Tell | None = None) -> Registry:
+    """The site's registry; see `registry_uri`."""
+    from filmloop.adapters.mlflow.registry import MlflowRegistry
+
+    section = site.config.registry
+    return MlflowRegistry(
+        registry_uri(site, start=start, tell=tell),
+        model=site.config.registered_model,
+        experiment=section.experiment,
+        timeout_s=section.timeout_s,
+    )
+
+
+def open_source(site: Site) -> FrameSource:
+    """The site's source of frames; nothing is opened yet."""
+    from filmloop.adapters.sources.build import build_source
+
+    return build_source(site.config.source, site.config.frame_shape)
+
+
+def edge_service(site: Site, ledger: Ledger, *, with_registry: bool = True, stay: bool = False) -> EdgeService:
+    """The service at the instrument. It looks for the registry by itself, again and again."""
+    from filmloop.edge.service import EdgeService
+
+    return EdgeService(
+        config=site.config,
+        home=site.home,
+        source=open_source(site),
+        registry=(lambda: open_registry(site, start=False)) if with_registry else None,
+        may_expire=ledger.may_expire,
+        stay=stay,
+    )
+
+
+def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
+    """All that a cycle works with."""
+    from filmloop.adapters.local.launcher import LocalLauncher
+    from filmloop.adapters.local.mover import LocalMover
+    from filmloop.cycle import CycleParts
+
+    home, config = site.home, site.config
+    return CycleParts(
+        config=config,
+        home=home,
+        ledger=ledger,
+        mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
+        launcher=LocalLauncher(section=config.launcher),
+        registry=registry,
+        stream=site.stream,
+        frame_shape=config.frame_shape,
+        cluster_root=home.cluster,
+        code_commit=code_commit(),
+    )
+
+
+def code_commit() -> str:
+    """The git commit of a checkout, with `+changes` if it has any; else the version that is installed."""
+    here = Path(filmloop.__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return f"filmloop {filmloop.__version__}"
+    return shown.stdout.strip()
+
+
+def overrides_of(sets: Mapping[str, Any]) -> list[str]:
+    """The `--set` arguments that hand `sets` to another filmloop process."""
+    return [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

@@ -1,0 +1,1 @@
+"""The command line: each command parses, builds, calls one function and prints what it made."""

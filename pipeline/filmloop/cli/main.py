@@ -1,0 +1,66 @@
+"""The `filmloop` command: one Typer app, one module a group of commands, one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import filmloop
+from filmloop.cli import demo, edge, evaluate, models, registry, retrain, shards, simulate, site, status
+from filmloop.cli.output import err, print_json
+from filmloop.core.errors import FilmloopError
+
+app = typer.Typer(
+    help="Keeps the AI model in front of an X-ray laser fresh: watch, stage, retrain, judge, swap.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("retrain")(retrain.retrain)
+app.command("status")(status.status)
+app.command("history")(status.history)
+app.command("evaluate")(evaluate.evaluate)
+app.command("simulate")(simulate.simulate)
+app.command("demo")(demo.demo)
+app.add_typer(edge.app, name="edge")
+app.add_typer(registry.app, name="registry")
+app.add_typer(shards.app, name="shards")
+app.add_typer(models.app, name="models")
+app.add_typer(site.app, name="site")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"filmloop {filmloop.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Keeps the AI model in front of an X-ray laser fresh: watch, stage, retrain, judge, swap."""
+
+
+def run() -> None:
+    """Entry point: run a command; an error of ours becomes its message, its hint and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except FilmloopError as exc:
+        if "--json" in sys.argv:
+            print_json(exc.as_dict())
+        err.print(f"[red]{type(exc).__name__}[/red] {exc.message}", markup=True)
+        for name, value in exc.ids.items():
+            err.print(f"  {name}: {value}", markup=False)
+        if exc.hint:
+            err.print(f"  hint: {exc.hint}", markup=False)
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted; running the same command again goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

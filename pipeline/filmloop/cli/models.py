@@ -1,0 +1,133 @@
+"""`filmloop models`: versions in the registry, and moving the champion by hand."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from typing import Annotated
+
+import typer
+
+from filmloop.bootstrap import open_ledger, open_registry, open_site
+from filmloop.cli.options import AsJson, Sets, SiteFile
+from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.core.documents import AliasMove
+from filmloop.core.errors import DataError
+from filmloop.ports.registry import CHAMPION
+
+app = typer.Typer(help="Versions of the model.", no_args_is_help=True)
+Why = Annotated[str, typer.Option(help="Reason, for the audit trail.")]
+
+
+def me() -> str:
+    """Who moves an alias by hand: `user@host`."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@app.command("list")
+def list_versions(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
+    """List the versions, newest first."""
+    set_up_logs(quiet=True)
+    site = open_site(site_file, sets=sets or ())
+    registry = open_registry(site, start=True)
+    versions = registry.versions()
+    if json:
+        print_json({"model": registry.model, "url": registry.url, "versions": [info.as_json() for info in versions]})
+        return
+    rows = [
+        (
+            info.version,
+            ", ".join(info.aliases),
+            info.created_utc,
+            info.tags.get("filmloop.gate", ""),
+            info.tags.get("filmloop.base_version", ""),
+            f"{info.metrics['nll']:.3f}" if "nll" in info.metrics else "",
+        )
+        for info in versions
+    ]
+    print_table(f"{registry.model}  {registry.url}", ("version", "alias", "created", "gate", "base", "nll"), rows)
+
+
+@app.command("show")
+def show(
+    version: Annotated[str, typer.Argument(help="A version number or an alias.")],
+    site_file: SiteFile = None,
+    sets: Sets = None,
+    json: AsJson = False,
+) -> None:
+    """Show one version: its description, lineage and scores."""
+    set_up_logs(quiet=True)
+    site = open_site(site_file, sets=sets or ())
+    registry = open_registry(site, start=True)
+    info = registry.get(version)
+    if info is None:
+        raise DataError(f"{registry.model} has no version or alias {version!r}.", hint="`filmloop models list`")
+    if json:
+        print_json(info.as_json())
+        return
+    from rich.markdown import Markdown
+
+    out.print(Markdown(info.description or f"# version {info.version}"))
+    print_table("tags", ("tag", "value"), sorted(info.tags.items()))
+    out.print(info.url)
+
+
+@app.command("history")
+def history(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
+    """Show which version was champion when, who moved it, and why."""
+    set_up_logs(quiet=True)
+    site = open_site(site_file, sets=sets or ())
+    with open_ledger(site) as ledger:
+        moves = ledger.moves(site.config.registered_model, CHAMPION)
+    if json:
+        print_json({"model": site.config.registered_model, "moves": [move.as_json() for move in moves]})
+        return
+    rows = [(m.utc, m.from_version or "none", m.to_version, m.who, m.why) for m in moves]
+    print_table(f"champion of {site.config.registered_model}", ("when", "from", "to", "who", "why"), rows)
+
+
+@app.command("promote")
+def promote(
+    version: Annotated[str, typer.Argument(help="Version number.")],
+    why: Why = "promoted by hand",
+    site_file: SiteFile = None,
+    sets: Sets = None,
+    json: AsJson = False,
+) -> None:
+    """Make a version the champion, past the gate. The edge swaps it in within seconds."""
+    set_up_logs(quiet=True)
+    from filmloop.promotion import publish
+
+    site = open_site(site_file, sets=sets or ())
+    registry = open_registry(site, start=True)
+    champion = registry.get(CHAMPION)
+    with open_ledger(site) as ledger:
+        move = publish.promote(
+            registry, ledger, version=version, expected=champion.version if champion else "", who=me(), why=why
+        )
+    _report(move, json)
+
+
+@app.command("rollback")
+def rollback(
+    to: Annotated[str | None, typer.Option(help="Version number. Default: the champion before this one.")] = None,
+    why: Why = "rolled back by hand",
+    site_file: SiteFile = None,
+    sets: Sets = None,
+    json: AsJson = False,
+) -> None:
+    """Go back to the champion before this one. The edge swaps it in within seconds."""
+    set_up_logs(quiet=True)
+    from filmloop.promotion import publish
+
+    site = open_site(site_file, sets=sets or ())
+    with open_ledger(site) as ledger:
+        move = publish.rollback(open_registry(site, start=True), ledger, who=me(), why=why, to=to)
+    _report(move, json)
+
+
+def _report(move: AliasMove, json: bool) -> None:
+    if json:
+        print_json(move.as_json())
+    else:
+        out.print(f"{move.alias} of {move.model}: version {move.from_version or 'none'} -> {move.to_version}")

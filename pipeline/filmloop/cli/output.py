@@ -1,0 +1,80 @@
+"""What people and scripts see: results on stdout, progress and logs on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from filmloop.core import log
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def set_up_logs(*, quiet: bool = False) -> None:
+    """Logs to stderr: everything with FILMLOOP_LOG=debug or info, else warnings (`quiet`) or what a service says."""
+    named = os.environ.get("FILMLOOP_LOG", "").upper()
+    level = logging.getLevelNamesMapping().get(named, logging.WARNING if quiet else logging.INFO)
+    log.configure(level=level)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout; plain aligned text without a terminal."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    out.print(table)
+
+
+class Progress:
+    """Tells what a long command is doing: a live line on a terminal, plain lines elsewhere. Use as a context manager."""
+
+    _PLAIN_EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        self._begun_s = time.monotonic()
+        self._step, self._step_s, self._plain_s = "", 0.0, 0.0
+        self._live: Status | None = None
+
+    def __enter__(self) -> Progress:
+        """Begin."""
+        if err.is_terminal:
+            self._live = err.status("")
+            self._live.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Remove the live line."""
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, step: str, text: str) -> None:
+        """Say what is done now; further words on the same step replace the live line."""
+        now_s = time.monotonic()
+        new = step != self._step
+        self._step = step
+        line = f"{now_s - self._begun_s:6.1f} s  {step:<9} {text}"
+        if self._live:
+            if new:
+                err.print(f"[dim]{line}[/dim]")
+            self._live.update(f"{step}: {text}")
+        elif new or now_s - self._plain_s >= self._PLAIN_EVERY_S:
+            err.print(line)
+            self._plain_s = now_s

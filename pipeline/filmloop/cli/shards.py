@@ -1,0 +1,70 @@
+"""`filmloop shards`: what is staged, and whether it is whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from filmloop.bootstrap import open_ledger, open_site
+from filmloop.cli.options import AsJson, Sets, SiteFile
+from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.core.errors import DataError
+
+app = typer.Typer(help="Staged shards.", no_args_is_help=True)
+Stream = Annotated[str, typer.Option(help="Only this stream.")]
+
+
+@app.command("list")
+def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", json: AsJson = False) -> None:
+    """List the sealed shards with frames, pulse ids, size and state."""
+    set_up_logs(quiet=True)
+    from filmloop.staging.catalog import sealed_shards
+
+    site = open_site(site_file, sets=sets or ())
+    with open_ledger(site) as ledger:
+        states = ledger.shard_states()
+    shards = [
+        {
+            "shard_id": shard.manifest.shard_id,
+            "frames": shard.manifest.frames,
+            "first_pulse_id": shard.manifest.first_pulse_id,
+            "last_pulse_id": shard.manifest.last_pulse_id,
+            "size_bytes": shard.manifest.size_bytes,
+            "sealed_utc": shard.manifest.sealed_utc,
+            "model_versions": shard.manifest.model_versions,
+            "state": states.get(shard.manifest.shard_id, "sealed"),
+        }
+        for shard in sealed_shards(site.home.stage, stream or None)
+    ]
+    if json:
+        print_json({"shards": shards})
+        return
+    columns = ("shard_id", "frames", "first_pulse_id", "last_pulse_id", "MB", "state", "sealed_utc")
+    rows = [[f"{s['size_bytes'] / 1e6:.1f}" if c == "MB" else s[c] for c in columns] for s in shards]  # type: ignore[operator]
+    print_table(f"{len(shards)} sealed shards in {site.home.stage}", columns, rows)
+
+
+@app.command("verify")
+def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", json: AsJson = False) -> None:
+    """Read every byte of every shard and compare it with its manifest. Exit code 5 if one is damaged."""
+    set_up_logs(quiet=True)
+    from filmloop.staging.catalog import damaged, sealed_shards
+    from filmloop.staging.verify import verify_shard
+
+    site = open_site(site_file, sets=sets or ())
+    bad = {str(path): "the manifest cannot be read" for path in damaged(site.home.stage)}
+    shards = sealed_shards(site.home.stage, stream or None)
+    for shard in shards:
+        try:
+            verify_shard(shard.manifest_path)
+        except DataError as exc:
+            bad[shard.manifest.shard_id] = exc.message
+    if json:
+        print_json({"shards": len(shards), "whole": len(shards) - len(bad), "damaged": bad})
+    else:
+        out.print(f"{len(shards)} shards read, {len(bad)} damaged")
+        for name, why in bad.items():
+            out.print(f"  {name}: {why}", markup=False)
+    if bad:
+        raise typer.Exit(DataError.exit_code)

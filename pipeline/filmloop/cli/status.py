@@ -1,0 +1,159 @@
+"""`filmloop status` and `filmloop history`: what is live, since when, how good. Reads files only; starts nothing."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from typing import Annotated, Any
+
+import typer
+
+from filmloop.bootstrap import Site, open_ledger, open_site
+from filmloop.cli.options import AsJson, Sets, SiteFile
+from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.ledger import TRAINED, Ledger
+from filmloop.ports.registry import CHAMPION
+
+
+def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
+    """Show the champion, the edge, the last cycle, the shards and the registry."""
+    set_up_logs(quiet=True)
+    site = open_site(site_file, sets=sets or ())
+    with open_ledger(site) as ledger:
+        found = {
+            "site": site.config.site,
+            "home": str(site.home.root),
+            "champion": _champion(site, ledger),
+            "edge": _edge(site),
+            "last_cycle": _last_cycle(ledger),
+            "shards": _shards(site, ledger),
+            "registry": _registry(site),
+        }
+    if json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def history(
+    limit: Annotated[int, typer.Option(help="How many cycles.", min=1)] = 20,
+    site_file: SiteFile = None,
+    sets: Sets = None,
+    json: AsJson = False,
+) -> None:
+    """List the latest cycles and what they came to."""
+    set_up_logs(quiet=True)
+    site = open_site(site_file, sets=sets or ())
+    with open_ledger(site) as ledger:
+        cycles = ledger.history(limit)
+    if json:
+        print_json(
+            {"cycles": [{"cycle_id": c.cycle_id, "started_utc": c.started_utc, "finished_utc": c.finished_utc,
+                         "outcome": c.outcome or "open", **c.summary} for c in cycles]}
+        )  # fmt: skip
+        return
+    rows = [
+        (c.cycle_id, c.started_utc, c.outcome or "open", c.summary.get("version", ""), c.summary.get("message", ""))
+        for c in cycles
+    ]
+    print_table("cycles, newest first", ("cycle", "started", "outcome", "version", "what happened"), rows)
+
+
+def _champion(site: Site, ledger: Ledger) -> dict[str, Any] | None:
+    moves = ledger.moves(site.config.registered_model, CHAMPION, limit=1)
+    if not moves:
+        return None
+    move = moves[0]
+    return {"model": move.model, "version": move.to_version, "since_utc": move.utc, "who": move.who, "why": move.why}
+
+
+def _edge(site: Site) -> dict[str, Any] | None:
+    from filmloop.edge.status import is_alive, read_status
+
+    found = read_status(site.home)
+    if found is None:
+        return None
+    return {"alive": is_alive(site.home), **found.as_json()}
+
+
+def _last_cycle(ledger: Ledger) -> dict[str, Any] | None:
+    for row in ledger.history(1):
+        steps = {step.name: round(step.seconds, 3) for step in ledger.steps(row.cycle_id)}
+        return {"cycle_id": row.cycle_id, "started_utc": row.started_utc, "finished_utc": row.finished_utc,
+                "outcome": row.outcome or "open", "steps": steps, **row.summary}  # fmt: skip
+    return None
+
+
+def _shards(site: Site, ledger: Ledger) -> dict[str, Any]:
+    from filmloop.staging.catalog import damaged, sealed_shards
+
+    states = ledger.shard_states()
+    shards = [shard.manifest for shard in sealed_shards(site.home.stage)]
+    fresh = [shard for shard in shards if states.get(shard.shard_id) != TRAINED]
+    return {
+        "sealed": len(shards),
+        "frames": sum(shard.frames for shard in shards),
+        "bytes": sum(shard.size_bytes for shard in shards),
+        "fresh": len(fresh),
+        "fresh_frames": sum(shard.frames for shard in fresh),
+        "damaged": len(damaged(site.home.stage)),
+    }
+
+
+def _registry(site: Site) -> dict[str, Any]:
+    from filmloop.core.errors import FilmloopError
+
+    uri = site.config.registry.uri
+    try:
+        if not uri:
+            from filmloop.adapters.mlflow.server import find_server
+
+            uri = find_server(site.home, site.config.registry) or ""
+        elif not _answers(uri):
+            return {"uri": uri, "alive": False, "model": site.config.registered_model, "page": ""}
+    except FilmloopError:
+        uri = ""
+    page = f"{uri}/#/models/{site.config.registered_model}" if uri else ""
+    return {"uri": uri, "alive": bool(uri), "model": site.config.registered_model, "page": page}
+
+
+def _answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=1.0):
+            return True
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _print(found: dict[str, Any]) -> None:
+    champion, edge, cycle = found["champion"], found["edge"], found["last_cycle"]
+    shards, registry = found["shards"], found["registry"]
+    out.print(f"site      {found['site']}, state in {found['home']}", markup=False)
+    if champion:
+        out.print(
+            f"champion  version {champion['version']} since {champion['since_utc']} ({champion['why']})", markup=False
+        )
+    else:
+        out.print("champion  none yet; `filmloop retrain` makes the first")
+    if edge and edge["alive"]:
+        dropped = sum(edge["frames_dropped"].values())
+        out.print(
+            f"edge      {edge['state']}, serves version {edge['version'] or 'none'}, {edge['rate_hz']:,.0f} frames/s; "
+            f"in {edge['frames_in']:,}, inferred {edge['frames_inferred']:,}, dropped {dropped:,} {edge['frames_dropped'] or ''}, "
+            f"staged {edge['frames_staged']:,}",
+            markup=False,
+        )
+        if edge["last_problem"]:
+            out.print(f"          last problem {edge['last_problem_utc']}: {edge['last_problem']}", markup=False)
+    else:
+        out.print("edge      not running; `filmloop edge run` starts it")
+    if cycle:
+        out.print(
+            f"cycle     {cycle['cycle_id']} {cycle['outcome']}: {cycle.get('message', 'goes on with the next retrain')}",
+            markup=False,
+        )
+    out.print(
+        f"shards    {shards['sealed']} sealed with {shards['frames']:,} frames ({shards['bytes'] / 1e6:.0f} MB), "
+        f"{shards['fresh_frames']:,} frames fresh" + (f", {shards['damaged']} damaged" if shards["damaged"] else "")
+    )
+    out.print(f"registry  {registry['page'] or 'not running; `filmloop registry start` starts it'}", markup=False)

@@ -1,0 +1,55 @@
+"""Asking a running edge to seal its open shard: a file that disappears when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from filmloop.config.paths import Home
+from filmloop.core.errors import ConfigError
+from filmloop.core.fsio import disk_errors
+from filmloop.core.retry import wait_until
+from filmloop.edge.lock import is_alive
+
+_PREFIX = "seal-"
+
+
+def request_seal(home: Home, key: str, deadline_s: float) -> bool:
+    """Have the edge seal every frame that it took in before this call; returns False if no edge is alive.
+
+    Idempotent by `key`, which must be fit for a file name (a cycle id).
+
+    Raises:
+        TransientError: an edge is alive and has not sealed within `deadline_s` seconds.
+    """
+    if not key or "/" in key:
+        raise ConfigError(f"{key!r} cannot name a request.", hint="Use an id such as c20261122-130501-9f3a.")
+    if not is_alive(home):
+        return False
+    path = home.edge_control / f"{_PREFIX}{key}"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def answered() -> bool | None:
+        if not path.exists():
+            return True
+        return None if is_alive(home) else False
+
+    try:
+        return wait_until(
+            answered,
+            deadline_s=deadline_s,
+            what=f"Sealing the open shard ({path})",
+            hint="`filmloop status` shows the edge and its last problem.",
+        )
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def pending_requests(home: Home) -> Sequence[Path]:
+    """The requests that wait, oldest name first."""
+    try:
+        return sorted(path for path in home.edge_control.iterdir() if path.name.startswith(_PREFIX))
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,154 @@
+"""The verified bundles of one edge: brought in, proven, kept by version, and the one to start from remembered."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from filmloop.bundle import load_golden, verify_bundle
+from filmloop.config.paths import Home
+from filmloop.config.schema import SiteConfig
+from filmloop.core.clock import utc_now
+from filmloop.core.documents import Document, TrainResult, VersionInfo
+from filmloop.core.errors import DataError, TransientError, VerificationError
+from filmloop.core.fsio import disk_errors, publish_dir
+from filmloop.edge.runtimes import TorchRuntime, check_golden
+from filmloop.ports.registry import Registry
+from filmloop.training.load import load_module
+
+_log = logging.getLogger(__name__)
+
+KEEP_BUNDLES = 4
+"""Verified bundles that stay on disk: a roll back to one of them needs no download."""
+
+
+class Live(Document):
+    """Which verified bundle the edge starts from when the registry is away."""
+
+    version: str
+    bundle_digest: str
+    since_utc: str
+
+
+class ModelStore:
+    """Bundles below `home.edge_models`, one folder a version.
+
+    Args:
+        config: The site.
+        home: Its state folder.
+    """
+
+    def __init__(self, config: SiteConfig, home: Home) -> None:
+        self._config = config
+        self._folder, self._live = home.edge_models, home.edge / "live.json"
+
+    def fetch(self, registry: Registry, info: VersionInfo) -> TorchRuntime:
+        """A runtime for a registered version, from the bundle on this disk or else from the registry.
+
+        Raises:
+            VerificationError: it is not fit to be loaded.
+            TransientError: the registry or the disk is away.
+            DataError: the registry has no bundle of it.
+        """
+        if not info.version.isdigit() or not info.bundle_digest:
+            raise VerificationError(
+                f"Version {info.version} of {info.name} carries no bundle digest: filmloop did not register it.",
+                hint="Move the alias to a version of filmloop's: `filmloop models rollback`.",
+                ids={"version": info.version},
+            )
+        kept = self._folder / info.version
+        if kept.is_dir():
+            try:
+                return self.prove(kept, version=info.version, digest=info.bundle_digest)
+            except VerificationError as exc:
+                _log.info("the kept bundle of version %s is of no use, fetching it again: %s", info.version, exc)
+        incoming = self._folder / ".incoming"
+        with disk_errors(incoming):
+            shutil.rmtree(incoming, ignore_errors=True)
+            incoming.mkdir(parents=True)
+        try:
+            bundle = registry.download(info.version, incoming / info.version)
+            runtime = self.prove(bundle, version=info.version, digest=info.bundle_digest)
+            publish_dir(bundle, kept)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+        return runtime
+
+    def prove(self, folder: Path, *, version: str, digest: str) -> TorchRuntime:
+        """Verify a bundle, load it, warm it up and compare it with its golden pair.
+
+        Raises:
+            VerificationError: anything is not as it should be.
+        """
+        result = verify_bundle(folder, digest=digest)
+        self._check_kind(result, version)
+        counts_NCE, golden_NCE = load_golden(folder)
+        if counts_NCE.shape[1:] != self._config.frame_shape or not len(counts_NCE):
+            raise VerificationError(
+                f"The golden pair of version {version} has frames of shape {counts_NCE.shape[1:]}.",
+                ids={"version": version},
+            )
+        edge = self._config.edge
+        try:
+            runtime = TorchRuntime(
+                load_module(folder),
+                version=version,
+                frame_shape=self._config.frame_shape,
+                batch_frames=edge.batch_frames,
+            )
+            # A full batch once: the first of its size costs milliseconds more than the following.
+            runtime.infer(np.zeros((edge.batch_frames, *self._config.frame_shape), np.uint8))
+            check_golden(runtime, counts_NCE, golden_NCE, tolerance=edge.golden_tolerance)
+        except (VerificationError, TransientError):
+            raise
+        except Exception as exc:
+            # A network of somebody else's may fail in any way; here that is one thing, a version not to be used.
+            raise VerificationError(
+                f"Version {version} cannot be loaded: {type(exc).__name__}: {exc}", ids={"version": version}
+            ) from exc
+        return runtime
+
+    def remember(self, version: str, digest: str) -> None:
+        """Start from this version after a restart; forget all but the newest bundles.
+
+        Raises:
+            TransientError: the disk refuses.
+        """
+        Live(version=version, bundle_digest=digest, since_utc=utc_now()).write(self._live)
+        with disk_errors(self._folder):
+            (self._folder / version).touch()
+            kept = sorted(
+                (path for path in self._folder.iterdir() if path.name.isdigit()),
+                key=lambda path: path.stat().st_mtime_ns,
+                reverse=True,
+            )
+        for path in kept[KEEP_BUNDLES:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def remembered(self) -> tuple[TorchRuntime, str] | None:
+        """A runtime of the version that was live last, and its bundle digest; None if there was none.
+
+        Raises:
+            VerificationError: its bundle is no longer what it was.
+        """
+        if not self._live.exists():
+            return None
+        try:
+            live = Live.read(self._live)
+        except DataError as exc:
+            raise VerificationError(exc.message, hint=exc.hint, ids=exc.ids) from exc
+        runtime = self.prove(self._folder / live.version, version=live.version, digest=live.bundle_digest)
+        return runtime, live.bundle_digest
+
+    def _check_kind(self, result: TrainResult, version: str) -> None:
+        wanted, shape = self._config.model.name, self._config.frame_shape
+        if result.model.name != wanted or result.model.frame_shape != shape:
+            raise VerificationError(
+                f"Version {version} is a {result.model.name} for frames of shape {result.model.frame_shape}; "
+                f"this site wants {wanted} for {shape}.",
+                hint="See [model] and [frame] of the site file.",
+                ids={"version": version},
+            )

@@ -1,0 +1,80 @@
+"""How good the live weights are, told without labels: the held-out thinned likelihood of a sample of the stream.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.config.schema import EdgeSection
+from filmloop.core.documents import HoldoutPolicy
+from filmloop.core.poisson import poisson_nll, thin_by_hash
+from filmloop.core.types import FrameBlock
+from filmloop.edge.status import Quality
+from filmloop.ports.runtime import InferenceRuntime
+
+# One small inference for many sampled frames: single frames would cost ten times as much each.
+_BATCH_FRAMES, _WAIT_S = 32, 1.0
+
+
+class QualityMonitor:
+    """Thins every n-th frame, has the live weights predict the part they did not see, keeps a running mean.
+
+    Args:
+        edge: How many frames to sample and to average over.
+        holdout: How to thin; the same split as the gate's.
+    """
+
+    def __init__(self, edge: EdgeSection, holdout: HoldoutPolicy) -> None:
+        self._every, self._keep, self._seed = edge.quality_every, holdout.keep, holdout.seed
+        self._scores: deque[tuple[float, float, float]] = deque(maxlen=edge.quality_window_frames)
+        self._mean_weight = 1.0 / edge.quality_window_frames
+        self._mean_CE: npt.NDArray[np.float64] | None = None
+        self._skip = 0
+        self._waiting: list[FrameBlock] = []
+        self._waiting_since_s = 0.0
+
+    def reset(self) -> None:
+        """Begin anew: the weights have changed."""
+        self._scores.clear()
+
+    def watch(self, block: FrameBlock, runtime: InferenceRuntime) -> Quality | None:
+        """Sample `block`; returns a new quality when enough sampled frames have come together."""
+        sample = block[self._skip :: self._every]
+        self._skip = (self._skip - len(block)) % self._every
+        if len(sample):
+            if not self._waiting:
+                self._waiting_since_s = time.monotonic()
+            self._waiting.append(sample)
+        waiting = sum(map(len, self._waiting))
+        if not waiting or (waiting < _BATCH_FRAMES and time.monotonic() - self._waiting_since_s < _WAIT_S):
+            return None
+        counts_NCE = np.concatenate([part.counts_NCE for part in self._waiting])
+        pulse_id_N = np.concatenate([part.pulse_id_N for part in self._waiting])
+        self._waiting.clear()
+        self._score(counts_NCE, pulse_id_N, runtime)
+        return self._quality(runtime.version)
+
+    def _score(
+        self, counts_NCE: npt.NDArray[np.uint8], pulse_id_N: npt.NDArray[np.uint64], runtime: InferenceRuntime
+    ) -> None:
+        keep = self._keep
+        seen_NCE = thin_by_hash(counts_NCE, pulse_id_N, keep=keep, seed=self._seed)
+        hidden_NCE = counts_NCE - seen_NCE
+        rate_NCE = runtime.infer(seen_NCE.astype(np.float32) / np.float32(keep))
+        nll_N = poisson_nll(rate_NCE * np.float32(1 - keep), hidden_NCE)
+        mean_CE = counts_NCE.mean(axis=0) if self._mean_CE is None else self._mean_CE
+        constant_N = poisson_nll(np.broadcast_to(mean_CE * (1 - keep), counts_NCE.shape), hidden_NCE)
+        weight = min(1.0, self._mean_weight * len(counts_NCE))
+        self._mean_CE = mean_CE + weight * (counts_NCE.mean(axis=0) - mean_CE)
+        hits_N = counts_NCE.reshape(len(counts_NCE), -1).sum(axis=1, dtype=np.int64)
+        self._scores.extend(zip(nll_N.tolist(), constant_N.tolist(), hits_N.tolist(), strict=True))
+
+    def _quality(self, version: str) -> Quality:
+        nll, constant, hits = np.mean(self._scores, axis=0).tolist()
+        return Quality(version=version, frames=len(self._scores), nll=nll, nll_constant=constant, hits_per_frame=hits)

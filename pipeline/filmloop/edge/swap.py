@@ -1,0 +1,127 @@
+"""Watches the champion alias: a new version is fetched, proven and offered while the old one goes on working."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from filmloop.core.documents import VersionInfo
+from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.log import Limited
+from filmloop.edge.gauges import Gauges
+from filmloop.edge.models import ModelStore
+from filmloop.ports.registry import CHAMPION, Registry
+from filmloop.ports.runtime import InferenceRuntime
+
+_log = logging.getLogger(__name__)
+
+# A refused version is looked at again after this long, doubling: a bundle may have been torn on its way.
+_REFUSED_FIRST_S, _REFUSED_CAP_S = 30.0, 600.0
+
+
+class Offer:
+    """One place for the next runtime: the watcher puts it there, the inference loop takes it between two batches."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runtime: InferenceRuntime | None = None
+
+    def put(self, runtime: InferenceRuntime) -> None:
+        """Offer `runtime`; one that was not taken yet is forgotten."""
+        with self._lock:
+            self._runtime = runtime
+
+    def take(self) -> InferenceRuntime | None:
+        """The offered runtime, once."""
+        if self._runtime is None:
+            return None
+        with self._lock:
+            runtime, self._runtime = self._runtime, None
+        return runtime
+
+
+class ModelWatcher(threading.Thread):
+    """Polls the registry. Whatever goes wrong there, the live version stays.
+
+    Args:
+        store: Fetches, proves and keeps bundles.
+        registry: Makes the registry client; called again until it works.
+        offer: Where a proven runtime goes.
+        gauges: Where problems and refusals are told.
+        every_s: Pause between two looks.
+        live: (version, bundle digest) that the edge started with.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ModelStore,
+        registry: Callable[[], Registry],
+        offer: Offer,
+        gauges: Gauges,
+        every_s: float,
+        live: tuple[str, str] | None,
+    ) -> None:
+        super().__init__(name="model-watcher", daemon=True)
+        self._store, self._connect, self._offer = store, registry, offer
+        self._gauges, self._every_s, self._current = gauges, every_s, live
+        self._registry: Registry | None = None
+        self._refused: tuple[str, str] | None = None
+        self._refused_pause_s, self._refused_until_s = 0.0, 0.0
+        self._done = threading.Event()
+        self._trouble = Limited(_log)
+
+    def run(self) -> None:
+        """The thread: until `finish`."""
+        while not self._done.is_set():
+            try:
+                self.look()
+            except Exception as exc:
+                # Vendor code fails in ways that no list covers, and a thread that ended would never swap again.
+                hint = exc.hint if isinstance(exc, FilmloopError) else ""
+                self._gauges.problem(f"registry: {exc}")
+                self._trouble.failed("the registry is away, the live version stays: %s %s", exc, hint)
+            else:
+                self._trouble.worked("the registry answers again")
+            self._done.wait(self._every_s)
+
+    def finish(self) -> None:
+        """Look no more. A download under way is left behind: it lies in `.incoming`, where nobody looks."""
+        self._done.set()
+
+    def look(self) -> None:
+        """Look at the alias once; offer what is new and proven.
+
+        Raises:
+            TransientError: the registry or the disk is away.
+        """
+        if self._registry is None:
+            self._registry = self._connect()
+        info = self._registry.get(CHAMPION)
+        if info is None:
+            return
+        key = (info.version, info.bundle_digest)
+        if key == self._current or (key == self._refused and time.monotonic() < self._refused_until_s):
+            return
+        try:
+            runtime = self._store.fetch(self._registry, info)
+        except TransientError:
+            raise
+        except DataError as exc:
+            self._refuse(key, info, exc)
+            return
+        self._current, self._refused = key, None
+        self._offer.put(runtime)
+        self._store.remember(*key)
+
+    def _refuse(self, key: tuple[str, str], info: VersionInfo, exc: DataError) -> None:
+        again = key == self._refused
+        self._refused_pause_s = min(self._refused_pause_s * 2, _REFUSED_CAP_S) if again else _REFUSED_FIRST_S
+        self._refused, self._refused_until_s = key, time.monotonic() + self._refused_pause_s
+        self._gauges.swaps_refused += 1
+        self._gauges.problem(f"version {info.version} refused: {exc.message}")
+        _log.error(
+            "version %s refused, %s stays: %s %s", info.version, self._current and self._current[0], exc, exc.hint
+        )

@@ -1,0 +1,93 @@
+"""The training job of a cycle: written down, submitted, watched to its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filmloop.config.schema import SiteConfig
+from filmloop.core.documents import FileDigest, ModelChoice, ShardRef, TrainJob, WeightsRef
+from filmloop.core.errors import TrainingError
+from filmloop.ports.launcher import Launcher, LaunchStatus
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS = 4  # a lost job is submitted again so often; it resumes from its checkpoint
+_GRACE_S = 120.0  # on top of the launcher's own deadline, for a launcher that is lost itself
+
+
+def training_job(
+    config: SiteConfig,
+    *,
+    job_id: str,
+    frame_shape: tuple[int, int],
+    fresh: Sequence[ShardRef],
+    replay: Sequence[ShardRef],
+    champion: WeightsRef | None,
+    output_dir: Path,
+    code_commit: str,
+) -> TrainJob:
+    """The document that the cluster gets; `output_dir` and all references are paths over there."""
+    return TrainJob(
+        job_id=job_id,
+        model=ModelChoice(name=config.model.name, frame_shape=frame_shape, hyper=config.model.hyper),
+        fresh=tuple(fresh),
+        replay=tuple(replay),
+        base=champion if config.training.warm_start else None,
+        champion=champion,
+        output_dir=str(output_dir),
+        deadline_s=config.training.deadline_s,
+        seed=config.training.seed,
+        hyper=config.training.hyper,
+        holdout=config.training.holdout,
+        config_digest=config.digest(),
+        code_commit=code_commit,
+    )
+
+
+def launch(
+    launcher: Launcher,
+    job: TrainJob,
+    *,
+    poll_s: float,
+    keep_handle: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> tuple[FileDigest, ...]:
+    """Submit the job and poll until it ends; returns the files of its bundle.
+
+    Raises:
+        TrainingError: it failed, was lost too often, or passed its deadline. The message ends with the log's tail.
+        TransientError: the launcher is away; calling again goes on with the same job.
+    """
+    end_s = time.monotonic() + job.deadline_s + _GRACE_S
+    for attempt in range(1, _ATTEMPTS + 1):
+        handle = launcher.submit(job)
+        keep_handle(handle)
+        status = _watch(launcher, handle, end_s, poll_s, tell)
+        if status.state == "succeeded":
+            return status.bundle_files
+        if status.state == "failed":
+            break
+        _log.warning("the training job was lost (attempt %d of %d): %s", attempt, _ATTEMPTS, status.detail)
+    raise TrainingError(
+        f"Training {status.state}: {status.detail or 'no reason given'}\n{status.log_tail}".rstrip(),
+        hint=f"The whole log is {job.output_dir}/run.log. The champion stays as it is.",
+    )
+
+
+def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]) -> LaunchStatus:
+    shown: dict[str, float] | None = None
+    while (status := launcher.poll(handle)).state in ("pending", "running"):
+        if status.progress and status.progress != shown:
+            shown = status.progress
+            tell("  ".join(f"{key} {value:,.6g}" for key, value in shown.items()))
+        if time.monotonic() > end_s:
+            launcher.cancel(handle)
+            raise TrainingError(
+                "Training passed its deadline and was cancelled.",
+                hint="Raise training.deadline_s, or lower training.hyper.train_s, in the site file.",
+            )
+        time.sleep(poll_s)
+    return status

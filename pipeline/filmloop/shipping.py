@@ -1,0 +1,120 @@
+"""What a cycle sends to the cluster and brings back: which files, where to, and how to be sure that they arrived.
+
+The cluster's root holds `data/<stream>/<run>/` (shards as on the edge), `weights/<model>/<version>/` and `runs/<job>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filmloop.bundle import verify_bundle
+from filmloop.config.paths import Home
+from filmloop.core.documents import FileDigest, ShardRef
+from filmloop.core.errors import DataError
+from filmloop.core.retry import wait_until
+from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
+from filmloop.ports.registry import Registry
+from filmloop.staging.catalog import SealedShard
+
+_MOVE_ATTEMPTS = 3
+
+
+def shard_items(home: Home, shard: SealedShard) -> list[MoveItem]:
+    """The files of a shard, its manifest last: on the cluster too, manifest present means shard whole."""
+    source = shard.manifest_path.parent.relative_to(home.root)
+    target = Path("data") / shard.manifest_path.parent.relative_to(home.stage)
+    group = shard.manifest.group
+    items = [
+        MoveItem.below((source / group).as_posix(), file, (target / group).as_posix()) for file in shard.manifest.files
+    ]
+    manifest = FileDigest.of(shard.manifest_path, shard.manifest_path.parent)
+    return [*items, MoveItem.below(source.as_posix(), manifest, target.as_posix())]
+
+
+def shard_ref(home: Home, shard: SealedShard, cluster_root: Path) -> ShardRef:
+    """The shard as a job on the cluster names it."""
+    return ShardRef(
+        shard_id=shard.manifest.shard_id,
+        manifest_path=str(cluster_root / "data" / shard.manifest_path.relative_to(home.stage)),
+        manifest_digest=shard.manifest.digest(),
+        frames=shard.manifest.frames,
+    )
+
+
+def shard_paths(home: Home, shard: SealedShard) -> list[str]:
+    """What a shard occupies on the cluster, manifest first: without it the rest is an orphan, never a lie."""
+    folder = Path("data") / shard.manifest_path.parent.relative_to(home.stage)
+    return [(folder / shard.manifest_path.name).as_posix(), (folder / shard.manifest.group).as_posix()]
+
+
+def weights_folder(model: str, version: str) -> str:
+    """Where the bundle of a version lies on the cluster."""
+    return f"weights/{model}/{version}"
+
+
+def bundle_items(bundle: Path, root: Path, target_folder: str) -> list[MoveItem]:
+    """Every file of a bundle that lies below `root` on this side."""
+    source = bundle.relative_to(root).as_posix()
+    files = sorted(path for path in bundle.rglob("*") if path.is_file())
+    return [MoveItem.below(source, FileDigest.of(path, bundle), target_folder) for path in files]
+
+
+def local_bundle(home: Home, registry: Registry, version: str) -> Path:
+    """The bundle of a registered version on this side, verified; downloaded unless it is here already.
+
+    Raises:
+        DataError: no such version, or its bundle is not what was registered.
+        TransientError: the registry is away.
+    """
+    info = registry.get(version)
+    if info is None:
+        raise DataError(
+            f"Version {version} of {registry.model} is not in the registry.", hint="`filmloop models list` shows them."
+        )
+    folder = home.weights / registry.model / info.version
+    try:
+        verify_bundle(folder, digest=info.bundle_digest)
+    except DataError:
+        registry.download(info.version, folder)
+        verify_bundle(folder, digest=info.bundle_digest)
+    return folder
+
+
+def move(
+    mover: Mover,
+    direction: Direction,
+    items: Sequence[MoveItem],
+    *,
+    key: str,
+    deadline_s: float,
+    poll_s: float,
+    keep_handle: Callable[[str], None],
+) -> dict[str, int]:
+    """Submit and poll until all files have arrived; a move that failed for a passing reason is submitted again.
+
+    Keys are derived from `key`, so that a caller which was killed finds its own moves again.
+
+    Raises:
+        DataError: a file is not what it should be, or three attempts failed.
+        TransientError: the deadline passed; the next call goes on with the same move.
+    """
+    for attempt in range(1, _MOVE_ATTEMPTS + 1):
+        handle = mover.submit(direction, items, key=f"{key}-{attempt}")
+        keep_handle(handle)
+
+        def ended(handle: str = handle) -> MoveStatus | None:
+            status = mover.poll(handle)
+            return None if status.state == "active" else status
+
+        status = wait_until(
+            ended, deadline_s=deadline_s, what=f"The move {direction}", first_s=0.02, cap_s=poll_s,
+            hint="Rerun: it goes on where it was. [mover] deadline_s allows it more time.",
+        )  # fmt: skip
+        if status.state == "succeeded":
+            return {"files": len(items), "bytes": sum(item.size_bytes for item in items)}
+        if not status.retryable:
+            break
+    raise DataError(
+        f"The move {direction} failed: {status.detail}", hint="`filmloop shards verify` checks the files on this side."
+    )

@@ -1,0 +1,179 @@
+"""Reads the frames of a sealed shard, and never returns a number that was not written.
+
+Zarr reads a missing file as zeros and an empty one too (zarr-python 3.1), so a read counts only if the file still has
+the size in the manifest when it is over. Flipped bits are found by the CRC-32C of every chunk.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+# ruff: noqa: N802  (shape suffixes, as everywhere)
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import LocalStore
+
+from filmloop.core.documents import FileDigest, ShardManifest
+from filmloop.core.errors import DataError
+from filmloop.core.fsio import sha256_file
+from filmloop.core.types import FrameBlock
+from filmloop.staging.catalog import read_shard
+from filmloop.staging.schema import COUNTS, FLAGS, LABEL, PHASE, PULSE_ID, VERSION, ArraySpec, array_specs
+
+Check = Literal["none", "sizes", "hashes"]
+_METADATA = "zarr.json"
+
+
+class ShardReader:
+    """One sealed shard.
+
+    Args:
+        manifest_path: Its manifest; the group lies beside it.
+        check: What to do before the first frame: `sizes` compares the size of every file and the hash of Zarr's own
+            metadata (under a millisecond a file), `hashes` reads and hashes all, `none` trusts. Reading checks the CRC
+            of what it reads in every case.
+
+    Attributes:
+        manifest: The manifest.
+        manifest_path: Where it lies.
+
+    Raises:
+        DataError: the shard is damaged; names the shard and the file.
+    """
+
+    def __init__(self, manifest_path: Path, check: Check = "sizes") -> None:
+        shard = read_shard(manifest_path)
+        self.manifest: ShardManifest = shard.manifest
+        self.manifest_path = manifest_path
+        self._group_path = shard.group_path
+        self._files = {file.path.partition("/")[2]: file for file in self.manifest.files}
+        self._specs = {spec.name: spec for spec in array_specs(self.manifest.labelled)}
+        if check != "none":
+            for name in self._files:
+                self._check_file(name, hashed=check == "hashes" or Path(name).name == _METADATA)
+        self._arrays = {spec.name: self._open(spec) for spec in self._specs.values()}
+
+    @cached_property
+    def manifest_digest(self) -> str:
+        """Digest of the manifest; it covers every byte of the shard."""
+        return self.manifest.digest()
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, N."""
+        return self.manifest.frames
+
+    @cached_property
+    def pulse_id_N(self) -> npt.NDArray[np.uint64]:
+        """uint64 (N,)."""
+        return self._read(PULSE_ID, 0, self.frames).astype(np.uint64, copy=False)
+
+    @cached_property
+    def flags_N(self) -> npt.NDArray[np.uint8]:
+        """uint8 (N,), see `filmloop.core.types.SATURATED`."""
+        return self._read(FLAGS, 0, self.frames).astype(np.uint8, copy=False)
+
+    @cached_property
+    def version_N(self) -> npt.NDArray[np.uint32]:
+        """uint32 (N,), the registry version that inferred each frame; 0 is none."""
+        return self._read(VERSION, 0, self.frames).astype(np.uint32, copy=False)
+
+    @cached_property
+    def phase_N(self) -> npt.NDArray[np.float32]:
+        """float32 (N,), the sort key of each frame; NaN is none."""
+        return self._read(PHASE, 0, self.frames).astype(np.float32, copy=False)
+
+    def counts(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
+        """Counts of the frames `start` to `stop`, uint8 (N, C, E).
+
+        Raises:
+            DataError: the bytes are damaged.
+        """
+        return self._read(COUNTS, start, stop).astype(np.uint8, copy=False)
+
+    def labels(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Labels of the frames `start` to `stop`, float32 (N, C, E); stored with a relative step of 5e-4.
+
+        Raises:
+            DataError: the bytes are damaged, or the shard has no labels.
+        """
+        if not self.manifest.labelled:
+            raise DataError(
+                f"Shard {self.manifest.shard_id} has no labels.",
+                hint="Labelled training needs a source that brings them: [source] use_labels = true.",
+                ids=self._ids(),
+            )
+        return self._read(LABEL, start, stop).astype(np.float32)
+
+    def block(self, start: int, stop: int) -> FrameBlock:
+        """The frames `start` to `stop` as they came.
+
+        Raises:
+            DataError: the bytes are damaged.
+        """
+        return FrameBlock(
+            run_number=self.manifest.run_number,
+            pulse_id_N=self.pulse_id_N[start:stop],
+            counts_NCE=self.counts(start, stop),
+            flags_N=self.flags_N[start:stop],
+            label_NCE=self.labels(start, stop) if self.manifest.labelled else None,
+        )
+
+    def _ids(self) -> dict[str, str]:
+        return {"shard_id": self.manifest.shard_id, "path": str(self.manifest_path)}
+
+    def _damaged(self, name: str, what: str) -> DataError:
+        return DataError(
+            f"Shard {self.manifest.shard_id} is damaged: {self._group_path.name}/{name} {what}.",
+            hint="`filmloop shards verify` finds every damaged shard; ship this one again or remove it.",
+            ids=self._ids(),
+        )
+
+    def _check_file(self, name: str, *, hashed: bool) -> None:
+        """Compare one file of the group with the manifest."""
+        file: FileDigest | None = self._files.get(name)
+        if file is None:
+            raise self._damaged(name, "is not in the manifest")
+        path = self._group_path / name
+        try:
+            size_bytes = path.stat().st_size
+        except OSError as exc:
+            raise self._damaged(name, f"cannot be read: {exc.strerror}") from exc
+        if size_bytes != file.size_bytes:
+            raise self._damaged(name, f"has {size_bytes} bytes instead of {file.size_bytes}")
+        if hashed and sha256_file(path) != file.sha256:
+            raise self._damaged(name, "has another SHA-256 than it was sealed with")
+
+    @contextmanager
+    def _decoding(self, name: str) -> Iterator[None]:
+        """Zarr, its codecs and the disk each raise what they like for damaged bytes: all of it means the same."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as exc:
+            raise self._damaged(name, f"cannot be decoded: {exc}") from exc
+
+    def _open(self, spec: ArraySpec) -> zarr.Array:
+        with self._decoding(f"{spec.name}/{_METADATA}"):
+            array = zarr.open_array(store=LocalStore(self._group_path / spec.name, read_only=True), mode="r")
+        shape = spec.shape(self.manifest.frames, self.manifest.frame_shape)
+        if array.shape != shape or array.dtype != spec.dtype:
+            raise self._damaged(
+                f"{spec.name}/{_METADATA}", f"tells of {array.dtype} {array.shape} instead of {spec.dtype} {shape}"
+            )
+        return array
+
+    def _read(self, name: str, start: int, stop: int | None) -> npt.NDArray[np.generic]:
+        data_file = self._specs[name].data_file()
+        with self._decoding(data_file):
+            values = np.asarray(self._arrays[name][start:stop])
+        self._check_file(data_file, hashed=False)
+        return values

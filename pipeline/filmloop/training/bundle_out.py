@@ -1,0 +1,171 @@
+"""Makes the result bundle: evaluation, weights, golden pair, ONNX file, plots, and last of all the result document.
+
+With two ranks or more the last one exports while the first one evaluates; the first one publishes the folder.
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from filmloop.bundle import (
+    EVALUATION,
+    GOLDEN,
+    JOB,
+    METRICS,
+    ONNX,
+    RESULT,
+    WEIGHTS,
+    Evaluation,
+    file_digests,
+    load_golden,
+)
+from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
+from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, sha256_file
+from filmloop.training.data import Holdout, TrainingData
+from filmloop.training.evaluate import evaluate_all, rate_function
+from filmloop.training.export import export_onnx
+from filmloop.training.progress import Progress
+from filmloop.training.ranks import Ranks
+
+PLOTS = "plots"
+GOLDEN_FRAMES = 16
+
+
+def make_bundle(
+    job: TrainJob,
+    module: nn.Module,
+    data: TrainingData,
+    progress: Progress,
+    ranks: Ranks,
+    *,
+    metrics: Path,
+    target: Path,
+    started_s: float,
+) -> None:
+    """Publish the folder `target`, whole or not at all.
+
+    Args:
+        job: What was asked for.
+        module: The network with the weights to ship.
+        data: What it was trained on, and the frames to score it on.
+        progress: How training went.
+        ranks: Who helps.
+        metrics: The lines that training wrote.
+        target: The bundle's folder; one that is there is replaced.
+        started_s: Monotonic time at which this process began.
+
+    Raises:
+        TransientError: the disk refuses.
+        TrainingError: a score is not finite.
+        VerificationError: the champion's bundle is damaged.
+    """
+    part = target.with_name(target.name + PART_SUFFIX)
+    device = next(module.parameters()).device
+    if ranks.is_first:
+        with disk_errors(part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+    ranks.sum(0.0)  # the folder is there
+    reports: dict[str, EvaluationReport] = {}
+    if ranks.is_first:
+        reports = evaluate_all(job, module, data)
+        Evaluation(reports=reports).write(part / EVALUATION)
+    if ranks.is_last:
+        with disk_errors(part):
+            _export(module.cpu().eval(), job, data.holdout, part)
+    ranks.sum(0.0)  # the export is done
+    if not ranks.is_first:
+        return
+    job.write(part / JOB)
+    with disk_errors(part):
+        shutil.copyfile(metrics, part / METRICS)
+        _plot(part, reports)
+    _result(job, data, progress, reports, part, ranks.world, device, started_s).write(part / RESULT)
+    publish_dir(part, target)
+
+
+def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> None:
+    (part / WEIGHTS).write_bytes(save({name: value.contiguous() for name, value in module.state_dict().items()}))
+    golden = holdout[-GOLDEN_FRAMES:]
+    rate_NCE = rate_function(module)(golden.counts_NCE.astype(np.float32))
+    pair = {"counts_NCE": torch.from_numpy(golden.counts_NCE), "rate_NCE": torch.from_numpy(rate_NCE)}
+    (part / GOLDEN).write_bytes(save(pair))
+    export_onnx(module, job.model.frame_shape, part / ONNX)
+
+
+def _plot(part: Path, reports: dict[str, EvaluationReport]) -> None:
+    from filmloop.training.plots import plot_all  # matplotlib takes 0.4 s to import, and only this process plots
+
+    counts_NCE, rate_NCE = load_golden(part)
+    fullest = int(counts_NCE.sum(axis=(1, 2)).argmax())
+    plot_all(
+        part / PLOTS,
+        metrics=part / METRICS,
+        counts_CE=counts_NCE[fullest],
+        rate_CE=rate_NCE[fullest],
+        reports=reports,
+    )
+
+
+def _result(
+    job: TrainJob,
+    data: TrainingData,
+    progress: Progress,
+    reports: dict[str, EvaluationReport],
+    part: Path,
+    world: int,
+    device: torch.device,
+    started_s: float,
+) -> TrainResult:
+    assert progress.status != "running"
+    challenger = reports["challenger"]
+    metrics = {f"nll_{name}": report.nll for name, report in reports.items() if name != "challenger"}
+    metrics |= {"nll": challenger.nll, "nll_low": challenger.nll_low, "nll_high": challenger.nll_high}
+    metrics |= {
+        "best_step": float(progress.best_step),
+        "hits_per_frame": float(data.counts_NCE.mean()) * data.counts_NCE[0].size,
+    }
+    metrics["frames_per_s"] = progress.step * job.hyper.batch_frames / max(progress.elapsed_s, 1e-9)
+    if data.label_NCE is not None:
+        metrics |= {"mse_holdout": progress.best_score, "label_gain": data.label_gain}
+    return TrainResult(
+        job_id=job.job_id,
+        status=progress.status,
+        model=job.model,
+        base_version=job.base.version if job.base is not None else "",
+        steps=progress.step,
+        epochs=progress.epochs,
+        frames_trained=len(data.counts_NCE),
+        frames_held_out=len(data.holdout),
+        steps_skipped=progress.skipped,
+        resumed_from_step=progress.resumed_from_step,
+        train_s=progress.elapsed_s,
+        wall_s=time.monotonic() - started_s,
+        loss_first=progress.loss_first,
+        loss_last=progress.loss_last,
+        world_size=world,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        seed=job.seed,
+        metrics=metrics,
+        lineage=data.lineage,
+        versions=_versions(),
+        config_digest=job.config_digest,
+        code_commit=job.code_commit,
+        weights_sha256=sha256_file(part / WEIGHTS),
+        files=file_digests(part),
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("filmloop", "torch", "numpy", "zarr", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}

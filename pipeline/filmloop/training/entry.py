@@ -1,0 +1,161 @@
+"""The process that torchrun starts, once per rank: `python -m filmloop.training.entry job.json`.
+
+Exit codes: 0 the bundle is in `output_dir/bundle` (also if it was there before); 75 (`TerminatedError`) ended by SIGTERM,
+checkpoint written, start it again; else the exit code of the error. Whatever it was lies in `output_dir/error.json`:
+torchrun exits with 1 for every failed rank, so whoever started torchrun reads that file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from filmloop.bundle import METRICS, RESULT, verify_bundle
+from filmloop.core import log
+from filmloop.core.documents import TrainJob
+from filmloop.core.errors import FilmloopError, TransientError
+from filmloop.core.fsio import create_json, disk_errors, try_lock
+
+BUNDLE = "bundle"
+ERROR = "error.json"
+LOCK = ".lock"
+USAGE_EXIT = 2
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_log = logging.getLogger("filmloop.training.entry")  # __name__ is __main__ under torchrun
+
+
+class StopFlag:
+    """Set by SIGTERM, which may come twice: from torchrun and from the batch system."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def __call__(self) -> bool:
+        """Whether SIGTERM has come."""
+        return self._is_set
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_set = True
+
+
+def main(argv: list[str]) -> int:
+    """Train the job in the file `argv[0]`; returns the exit code."""
+    started_s = time.monotonic()
+    told_to_stop = StopFlag()
+    _die_with_torchrun()
+    log.configure()
+    if len(argv) != 1:
+        _log.error("usage: python -m filmloop.training.entry job.json")
+        return USAGE_EXIT
+    try:
+        job = TrainJob.read(Path(argv[0]))
+    except FilmloopError as exc:
+        _log.error("%s %s", exc.message, exc.hint)
+        return exc.exit_code
+    folder = Path(job.output_dir)
+    with log.log_context(job_id=job.job_id):
+        try:
+            return _run(job, folder, told_to_stop, started_s)
+        except FilmloopError as exc:
+            return _fail(folder, exc)
+        except Exception as exc:
+            traceback.print_exc()
+            return _fail(folder, _explained(exc))
+
+
+def _run(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float) -> int:
+    if _is_finished(job, folder):
+        return 0
+    if int(os.environ.get("RANK", 0)) != 0:
+        return _train(job, folder, told_to_stop, started_s)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with try_lock(folder / LOCK) as is_free:
+        if not is_free:
+            # Not ours to write error.json: the job is running well.
+            _log.error("another process trains in %s", folder)
+            return TransientError.exit_code
+        (folder / ERROR).unlink(missing_ok=True)
+        return _train(job, folder, told_to_stop, started_s)
+
+
+def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float) -> int:
+    # Imported here: a second start of a finished job then costs 0.3 s instead of 2.
+    import torch
+
+    from filmloop.training.bundle_out import make_bundle
+    from filmloop.training.data import load_data
+    from filmloop.training.load import build_module, put_weights, verified_base
+    from filmloop.training.ranks import joined_ranks
+    from filmloop.training.trainer import train
+
+    with joined_ranks() as ranks:
+        if not ranks.is_first:
+            log.configure(level=logging.WARNING)
+        torch.manual_seed(job.seed)
+        module = build_module(job.model)
+        if job.base is not None:
+            put_weights(module, verified_base(job.base, job.model))
+        data = load_data(job)
+        _log.info("%d frames to train on, %d held out", len(data.counts_NCE), len(data.holdout))
+        progress = train(job, module, data, ranks, folder=folder, told_to_stop=told_to_stop)
+        _log.info("%s after %d steps, %.1f s", progress.status, progress.step, progress.elapsed_s)
+        make_bundle(
+            job,
+            module,
+            data,
+            progress,
+            ranks,
+            metrics=folder / METRICS,
+            target=folder / BUNDLE,
+            started_s=started_s,
+        )
+        _log.info("bundle published, %.1f s in all", time.monotonic() - started_s)
+    return 0
+
+
+def _is_finished(job: TrainJob, folder: Path) -> bool:
+    """Whether the whole, undamaged bundle of this very job is there already."""
+    if not (folder / BUNDLE / RESULT).is_file():
+        return False
+    try:
+        return verify_bundle(folder / BUNDLE).job_id == job.job_id
+    except FilmloopError as exc:
+        _log.warning("the bundle in %s is made again: %s", folder, exc.message)
+        return False
+
+
+def _fail(folder: Path, error: FilmloopError) -> int:
+    """Leave the error where the launcher finds it; the first rank that fails knows the cause, the others only see it go."""
+    _log.error("%s %s", error.message, error.hint)
+    with suppress(FilmloopError):
+        create_json(folder / ERROR, error.as_dict())
+    return error.exit_code
+
+
+def _explained(exc: Exception) -> FilmloopError:
+    if "gloo" in str(exc).lower() or "nccl" in str(exc).lower() or type(exc).__module__.startswith("torch.distributed"):
+        return TransientError(
+            f"The ranks lost each other: {str(exc).splitlines()[0]}",
+            hint="Start the same job again: it goes on from its checkpoint. The log says which rank ended first.",
+        )
+    return FilmloopError(f"{type(exc).__name__}: {exc}", hint="This is a bug; the traceback is in the job's log.")
+
+
+def _die_with_torchrun() -> None:
+    """Have the kernel kill this rank when torchrun dies: a second start must never meet the ranks of the first."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

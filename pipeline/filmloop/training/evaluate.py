@@ -1,0 +1,110 @@
+"""Scores on the held-out frames, label-free: how well a predictor that sees one part of a frame foretells the other.
+
+Challenger, champion and the baselines see the same frames, split in the same way.
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from filmloop.core.documents import EvaluationReport, TrainJob
+from filmloop.core.errors import TrainingError, VerificationError
+from filmloop.core.poisson import bootstrap_mean, poisson_nll
+from filmloop.training.data import Holdout, TrainingData
+from filmloop.training.load import load_module, verified_bundle
+from filmloop_models.cookiebox.gaussian import TunedGaussian
+
+RateFunction = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Counts (N, C, E) float32 to rates (N, C, E) float32: the expected counts of the whole frame."""
+
+TUNE_FRAMES = 1000
+"""Frames that the Gaussian baseline is tuned on; twice as many change its score by less than its interval."""
+_BATCH_FRAMES = 256
+
+
+def rate_function(module: nn.Module) -> RateFunction:
+    """`module` as a function of NumPy arrays, in evaluation mode, a batch at a time on the module's device."""
+    module.eval()
+    device = next(module.parameters()).device
+
+    def rate(counts_NCE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            parts = [
+                module(torch.from_numpy(counts_NCE[start : start + _BATCH_FRAMES]).to(device)).cpu()
+                for start in range(0, len(counts_NCE), _BATCH_FRAMES)
+            ]
+        return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+    return rate
+
+
+def constant_rate(counts_NCE: npt.NDArray[np.uint8]) -> RateFunction:
+    """The predictor that knows nothing but the mean count of a bin."""
+    mean = np.float32(counts_NCE.mean(dtype=np.float64))
+    return lambda other_NCE: np.full(other_NCE.shape, mean, np.float32)
+
+
+def tuned_gaussian(counts_NCE: npt.NDArray[np.uint8], holdout: Holdout) -> RateFunction:
+    """The Gaussian filter that predicts training frames best, tuned without labels at the hold-out's split."""
+    policy = holdout.policy
+    return TunedGaussian.tune(counts_NCE[-TUNE_FRAMES:], keep=policy.keep, seed=policy.seed).rate
+
+
+def evaluate_all(job: TrainJob, module: nn.Module, data: TrainingData) -> dict[str, EvaluationReport]:
+    """Reports of challenger, champion (if the job names one), gaussian and zero, on the same held-out frames.
+
+    Raises:
+        VerificationError: the champion's bundle is damaged or does not take these frames.
+        TrainingError: a score is not finite.
+    """
+    reports = {"challenger": evaluate(rate_function(module), data.holdout, "challenger")}
+    if job.champion is not None:
+        folder, result = verified_bundle(job.champion)
+        if result.model.frame_shape != job.model.frame_shape:
+            raise VerificationError(
+                f"Champion {job.champion.version} takes frames of shape {result.model.frame_shape}, "
+                f"these are {job.model.frame_shape}.",
+                hint="Frames of another shape need a model name of their own: set [model] registered_as.",
+                ids={"version": job.champion.version},
+            )
+        champion = load_module(folder).to(next(module.parameters()).device)
+        reports["champion"] = evaluate(rate_function(champion), data.holdout, "champion", job.champion.version)
+    reports["gaussian"] = evaluate(tuned_gaussian(data.counts_NCE, data.holdout), data.holdout, "gaussian")
+    reports["zero"] = evaluate(constant_rate(data.counts_NCE), data.holdout, "zero")
+    return reports
+
+
+def evaluate(rate_of: RateFunction, holdout: Holdout, name: str, version: str = "") -> EvaluationReport:
+    """Score one predictor.
+
+    Raises:
+        TrainingError: a score is not finite.
+    """
+    keep = np.float32(holdout.policy.keep)
+    parts = []
+    for start in range(0, len(holdout), _BATCH_FRAMES):
+        part = holdout[start : start + _BATCH_FRAMES]
+        parts.append(poisson_nll(rate_of(part.model_input()) * (1 - keep), part.scored_part()))
+    nll_N = np.concatenate(parts)
+    if not np.isfinite(nll_N).all():
+        raise TrainingError(
+            f"{name} {version} gives rates that are not finite on {int((~np.isfinite(nll_N)).sum())} held-out frames.",
+            hint="Train again; if it is the champion, roll back with `filmloop models rollback`.",
+        )
+    low, high = bootstrap_mean(nll_N)
+    return EvaluationReport(
+        name=name,
+        version=version,
+        frames=len(holdout),
+        frames_digest=holdout.digest(),
+        nll=float(nll_N.mean()),
+        nll_low=low,
+        nll_high=high,
+        nll_frames=tuple(float(value) for value in nll_N),
+    )

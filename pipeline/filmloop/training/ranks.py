@@ -1,0 +1,88 @@
+"""The processes that train together: who they are and what they share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+_TIMEOUT = timedelta(minutes=5)
+"""Longest that a rank waits for the others; loading and hashing the shards is what may differ between them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among those that train together.
+
+    Attributes:
+        rank: 0 decides, writes checkpoints, logs and the bundle.
+        world: Number of ranks.
+        device: Where this rank computes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that decides and writes."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the rank that exports while the first one evaluates; with one rank it is the same."""
+        return self.rank == self.world - 1
+
+    def part(self, items: int) -> slice:
+        """This rank's share of `items` things; the shares follow each other without overlap."""
+        return slice(self.rank * items // self.world, (self.rank + 1) * items // self.world)
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, the same on each."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        """What rank 0 passes, on every rank."""
+        if self.world == 1:
+            return data
+        box = [data]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over the ranks; rank 0's weights are everyone's from here on."""
+        if self.world == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the ranks that torchrun started; alone without torchrun. gloo on CPUs, nccl where there are GPUs."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Ranks(device=device)
+        return
+    if world == int(os.environ.get("LOCAL_WORLD_SIZE", world)):
+        # One host: no name to resolve, nothing leaves the machine.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Ranks(rank=rank, world=world, device=device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,88 @@
+"""Fixtures that most suites share: a state folder of its own, the sample data, the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmloop.config.paths import Home
+
+CHECKOUT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("FILMLOOP_DATA", CHECKOUT / "../shared/data")).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's own state or site."""
+    for name in ("FILMLOOP_HOME", "FILMLOOP_SITE", "FILMLOOP_LOG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """An empty state folder."""
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[[str], Path]:
+    """Path of a sample file; the test is skipped, saying so, where the samples are not."""
+
+    def find(name: str) -> Path:
+        path = DATA / name
+        if not path.is_file():
+            pytest.skip(f"FILMLOOP_DATA not found: {path} is absent; set FILMLOOP_DATA to the folder with the samples")
+        return path
+
+    return find
+
+
+class Filmloop:
+    """The real command, in a process of its own, on one state folder."""
+
+    def __init__(self, home: Path, *sets: str) -> None:
+        self.home, self.sets = home, sets
+
+    def argv(self, *words: str) -> list[str]:
+        """The words of the command."""
+        site = ["--site", str(CHECKOUT / "site_configs/local.toml"), *(w for s in self.sets for w in ("--set", s))]
+        return [sys.executable, "-m", "filmloop.cli", *words, *site]
+
+    def env(self) -> dict[str, str]:
+        """Its environment."""
+        return {**os.environ, "FILMLOOP_HOME": str(self.home), "COLUMNS": "160"}
+
+    def run(self, *words: str, code: int | None = 0, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run to the end; its exit code must be `code` (None: any)."""
+        done = subprocess.run(
+            self.argv(*words), env=self.env(), capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        )
+        if code is not None:
+            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *words: str, code: int | None = 0, timeout_s: float = 240) -> dict[str, Any]:
+        """Run with `--json`; stdout must be one JSON object and nothing else."""
+        value = json.loads(self.run(*words, "--json", code=code, timeout_s=timeout_s).stdout)
+        assert isinstance(value, dict)
+        return value
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start and come back at once."""
+        return subprocess.Popen(
+            self.argv(*words), env=self.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def filmloop() -> type[Filmloop]:
+    """The class; tests make one for their own state folder."""
+    return Filmloop

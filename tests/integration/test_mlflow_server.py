@@ -1,0 +1,183 @@
+"""Our own MLflow server: started once, found again, survives kill -9 with its data, stops; and every way not to start."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from filmloop.adapters.mlflow import server
+from filmloop.adapters.mlflow.processes import group_runs, port_is_free, start_ticks
+from filmloop.adapters.mlflow.registry import MlflowRegistry
+from filmloop.adapters.mlflow.server import ServerRecord, ensure_server, find_server, stop_server
+from filmloop.config.paths import Home
+from filmloop.config.schema import MlflowRegistry as Section
+from filmloop.core.clock import utc_now
+from filmloop.core.errors import ConfigError, TransientError
+from filmloop.testing.bundles import make_bundle
+from filmloop.testing.mlflow_server import free_port
+
+STARTER = """
+import sys
+from pathlib import Path
+from filmloop.adapters.mlflow.server import ensure_server, serve
+from filmloop.config.paths import Home
+from filmloop.config.schema import MlflowRegistry
+home, how = Home(Path(sys.argv[1])), sys.argv[2]
+def say(line): print(line, flush=True)
+if how == "serve":
+    serve(home, MlflowRegistry(), announce=say)
+else:
+    say(ensure_server(home, MlflowRegistry()))
+"""
+
+
+def starter(home, how):
+    return subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(home.root), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def record_of(home):
+    return ServerRecord.read(home.registry / "server.json")
+
+
+def write_record(home, **changes):
+    values = {"uri": "http://127.0.0.1:1", "port": 1, "pid": 1, "start_ticks": 1, "started_utc": utc_now()} | changes
+    ServerRecord(**values).write(home.registry / "server.json")
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = Home(tmp_path)
+    yield home
+    stop_server(home)
+
+
+@pytest.mark.slow
+def test_the_life_of_a_server(home, tmp_path):
+    # Two start at once: one server, which outlives both.
+    starters = [starter(home, "ensure") for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in starters]
+    assert [process.returncode for process in starters] == [0, 0], outputs
+    uri = outputs[0][0].strip()
+    assert outputs[1][0].strip() == uri
+    assert find_server(home, Section()) == uri == ensure_server(home, Section())
+    # MLflow's parent and uvicorn alone: no job runner, no second worker.
+    assert len(processes_of(record_of(home).pid)) == 2
+
+    make_bundle(tmp_path / "bundle")
+    registry = MlflowRegistry(uri, model="m", experiment="e", timeout_s=10)
+    made = registry.register(tmp_path / "bundle", key="c1", description="", tags={}, metrics={"nll": 1.0})
+    registry.set_alias("champion", made.version)
+
+    # kill -9 of MLflow's parent leaves uvicorn on the port; kill -9 of all leaves nothing. Both come back the same.
+    for kill in (os.kill, os.killpg):
+        first = record_of(home)
+        kill(first.pid, signal.SIGKILL)
+        wait_for(lambda pid=first.pid: start_ticks(pid) is None)
+        assert find_server(home, Section()) is None
+        assert ensure_server(home, Section()) == uri
+        assert record_of(home).pid != first.pid
+        assert not group_runs(first.pid)
+        assert registry.get("champion").bundle_digest == made.bundle_digest
+
+    # `registry serve` takes the running one over, and ends it when told to.
+    foreground = starter(home, "serve")
+    assert uri in foreground.stdout.readline()
+    foreground.send_signal(signal.SIGTERM)
+    _, errors = foreground.communicate(timeout=30)
+    assert (foreground.returncode, errors) == (0, "")
+    assert find_server(home, Section()) is None
+    assert not group_runs(record_of(home).pid)
+    assert port_is_free("127.0.0.1", record_of(home).port)
+    assert not stop_server(home)
+
+
+def processes_of(group):
+    listing = subprocess.run(["ps", "-eo", "pgid="], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.split() if int(line) == group]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_port_in_use_names_its_holder_and_the_key(home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            ensure_server(home, Section(port=port))
+    assert f"Port {port} is in use by process {os.getpid()}" in caught.value.message
+    assert "[registry] port" in caught.value.hint
+
+
+def test_the_last_port_is_used_again_and_left_if_someone_has_it():
+    section = Section()
+    last = ServerRecord(uri="", port=free_port(), pid=1, start_ticks=1, started_utc=utc_now())
+    assert server._ports(section, last)[0] == last.port
+    with socket.create_server(("127.0.0.1", last.port)):
+        assert last.port not in server._ports(section, last)
+    assert server.FIRST_PORT <= server._ports(section, None)[0] <= server.LAST_PORT
+
+
+def test_a_process_that_got_the_number_of_a_dead_server_is_neither_taken_for_it_nor_killed(home):
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
+        try:
+            write_record(home, pid=bystander.pid, start_ticks=1)
+            assert find_server(home, Section()) is None
+            assert not stop_server(home)
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+
+
+def test_a_stranger_on_the_recorded_port_is_not_our_server(home):
+    from filmloop.testing.mlflow_server import shared_server
+
+    # A healthy MLflow, but of another home.
+    port = int(shared_server().rpartition(":")[2])
+    write_record(home, uri=shared_server(), port=port, pid=2**22 - 1)
+    assert find_server(home, Section()) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"uri": "x"})])
+def test_a_damaged_record_counts_as_none(home, text):
+    home.registry.mkdir(parents=True)
+    (home.registry / "server.json").write_text(text)
+    assert find_server(home, Section()) is None
+    assert not stop_server(home)
+
+
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(home):
+    home.registry.mkdir(parents=True)
+    (home.registry / "mlflow.sqlite").write_text("this is not a database" * 100)
+    with pytest.raises(TransientError) as caught:
+        ensure_server(home, Section(port=free_port()))
+    assert "ended at once" in caught.value.message
+    assert "file is not a database" in caught.value.message
+    assert "filmloop registry serve" in caught.value.hint
+
+
+def test_a_server_that_takes_too_long_is_ended(home):
+    # Importing MLflow alone takes longer.
+    with pytest.raises(TransientError, match=r"did not answer within|ended at once"):
+        ensure_server(home, Section(port=free_port(), start_deadline_s=0.5))
+    assert not group_runs(record_of(home).pid)
+
+
+def test_without_mlflows_server_the_extra_is_named(home, monkeypatch):
+    def absent(name):
+        raise server.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(server.importlib.metadata, "version", absent)
+    with pytest.raises(ConfigError) as caught:
+        ensure_server(home, Section())
+    assert "filmloop[registry]" in caught.value.hint

@@ -1,0 +1,248 @@
+"""Bad bundles are refused one by one; the version that is live stays."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from filmloop import bundle as names
+from filmloop.config.paths import Home
+from filmloop.core.documents import Accounting, ModelChoice, TrainResult, VersionInfo
+from filmloop.core.errors import TransientError, VerificationError
+from filmloop.edge import swap
+from filmloop.edge.gauges import Gauges
+from filmloop.edge.models import KEEP_BUNDLES, ModelStore
+from filmloop.edge.swap import ModelWatcher, Offer
+from filmloop.ports.registry import CHAMPION
+from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
+from filmloop.testing.fakes import MemoryRegistry
+from filmloop.testing.models import make_model_bundle, seal_bundle
+
+MIXER = ModelChoice(name="mixer", frame_shape=FRAME_SHAPE)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def registry(tmp_path):
+    return MemoryRegistry(tmp_path / "registry")
+
+
+def register(registry, bundle, *, champion=True):
+    info = registry.register(bundle, key=bundle.name, description="", tags={}, metrics={})
+    if champion:
+        registry.set_alias(CHAMPION, info.version)
+    return info.version
+
+
+def bundle_of(tmp_path, seed, **given):
+    return make_model_bundle(tmp_path / f"bundle{seed}", frame_shape=FRAME_SHAPE, seed=seed, **given)
+
+
+def watching(home, registry):
+    gauges, offer = Gauges(Accounting()), Offer()
+    watcher = ModelWatcher(
+        store=ModelStore(small_site(), home),
+        registry=lambda: registry,
+        offer=offer,
+        gauges=gauges,
+        every_s=0.01,
+        live=None,
+    )
+    return watcher, offer, gauges
+
+
+def flip_a_bit(folder):
+    path = folder / names.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def drop_a_file(folder):
+    (folder / names.METRICS).unlink()
+
+
+def make_nan(folder):
+    arrays = load_file(folder / names.WEIGHTS)
+    next(iter(arrays.values())).flat[0] = np.nan
+    save_file(arrays, folder / names.WEIGHTS)
+    seal_bundle(folder, MIXER)
+
+
+def pickle_weights(folder):
+    (folder / names.WEIGHTS).write_bytes(pickle.dumps({"head.weight": [1.0]}))
+    seal_bundle(folder, MIXER)
+
+
+def torch_save_weights(folder):
+    torch.save({"head.weight": torch.ones(2)}, folder / names.WEIGHTS)
+    seal_bundle(folder, MIXER)
+
+
+def lose_a_parameter(folder):
+    arrays = load_file(folder / names.WEIGHTS)
+    arrays.pop(sorted(arrays)[0])
+    save_file(arrays, folder / names.WEIGHTS)
+    seal_bundle(folder, MIXER)
+
+
+def change_golden(folder):
+    arrays = load_file(folder / names.GOLDEN)
+    save_file({**arrays, "rate_NCE": arrays["rate_NCE"] * np.float32(1.01)}, folder / names.GOLDEN)
+    seal_bundle(folder, MIXER)
+
+
+def empty_golden(folder):
+    arrays = load_file(folder / names.GOLDEN)
+    save_file({name: array[:0] for name, array in arrays.items()}, folder / names.GOLDEN)
+    seal_bundle(folder, MIXER)
+
+
+def rename_model(folder):
+    seal_bundle(folder, ModelChoice(name="cookienet", frame_shape=FRAME_SHAPE))
+
+
+def reshape_model(folder):
+    shutil.rmtree(folder)
+    make_model_bundle(folder, frame_shape=(4, 32), seed=9)
+
+
+BEFORE_REGISTERING = [
+    make_nan,
+    pickle_weights,
+    torch_save_weights,
+    lose_a_parameter,
+    change_golden,
+    empty_golden,
+    rename_model,
+    reshape_model,
+]
+IN_THE_REGISTRY = [flip_a_bit, drop_a_file]
+
+
+@pytest.mark.parametrize("spoil", [*BEFORE_REGISTERING, *IN_THE_REGISTRY], ids=lambda spoil: spoil.__name__)
+def test_a_bad_version_is_refused_with_a_reason_and_the_old_one_stays(tmp_path, home, registry, spoil):
+    watcher, offer, gauges = watching(home, registry)
+    good = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    assert offer.take().version == good
+
+    bad_bundle = bundle_of(tmp_path, 2)
+    if spoil in BEFORE_REGISTERING:
+        spoil(bad_bundle)
+    bad = register(registry, bad_bundle)
+    if spoil in IN_THE_REGISTRY:
+        spoil(tmp_path / "registry" / bad)
+    watcher.look()
+    assert offer.take() is None
+    assert gauges.swaps_refused == 1
+    assert f"version {bad} refused" in gauges.last_problem
+    assert ModelStore(small_site(), home).remembered()[0].version == good
+    assert sorted(path.name for path in home.edge_models.iterdir()) == [good]
+    watcher.look()
+    assert gauges.swaps_refused == 1, "a refused version is not tried again at once"
+
+    better = register(registry, bundle_of(tmp_path, 3))
+    watcher.look()
+    assert offer.take().version == better
+
+
+def test_a_refused_version_is_looked_at_again_later_since_it_may_have_been_torn_on_its_way(
+    tmp_path, home, registry, monkeypatch
+):
+    monkeypatch.setattr(swap, "_REFUSED_FIRST_S", 0.0)
+    watcher, offer, gauges = watching(home, registry)
+    bundle = bundle_of(tmp_path, 1)
+    version = register(registry, bundle)
+    flip_a_bit(tmp_path / "registry" / version)
+    watcher.look()
+    assert gauges.swaps_refused == 1
+    shutil.copy(bundle / names.WEIGHTS, tmp_path / "registry" / version / names.WEIGHTS)
+    watcher.look()
+    assert offer.take().version == version
+
+
+def test_a_version_that_filmloop_did_not_register_is_refused(home):
+    store = ModelStore(small_site(), home)
+    info = VersionInfo(name="m", version="4", created_utc="")
+    with pytest.raises(VerificationError, match="no bundle digest"):
+        store.fetch(MemoryRegistry(home.root), info)
+
+
+def test_a_registry_that_is_away_is_no_refusal_and_is_asked_again(tmp_path, home, registry):
+    watcher, offer, gauges = watching(home, registry)
+    version = register(registry, bundle_of(tmp_path, 1))
+    registry.away = True
+    with pytest.raises(TransientError):
+        watcher.look()
+    registry.away = False
+    watcher.look()
+    assert offer.take().version == version
+    assert gauges.swaps_refused == 0
+
+
+def test_going_back_to_a_kept_version_needs_no_download(tmp_path, home, registry, monkeypatch):
+    watcher, offer, _ = watching(home, registry)
+    first = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    register(registry, bundle_of(tmp_path, 2))
+    watcher.look()
+    monkeypatch.setattr(registry, "download", None)
+    registry.set_alias(CHAMPION, first)
+    watcher.look()
+    assert offer.take().version == first
+
+
+def test_a_kept_bundle_that_was_damaged_is_fetched_again(tmp_path, home, registry):
+    watcher, offer, gauges = watching(home, registry)
+    first = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    second = register(registry, bundle_of(tmp_path, 2))
+    watcher.look()
+    offer.take()
+    flip_a_bit(home.edge_models / first)
+    registry.set_alias(CHAMPION, first)
+    watcher.look()
+    assert offer.take().version == first
+    assert gauges.swaps_refused == 0
+    assert second != first
+
+
+def test_a_damaged_bundle_is_not_loaded_at_a_restart_either(tmp_path, home, registry):
+    watcher, _, _ = watching(home, registry)
+    version = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    store = ModelStore(small_site(), home)
+    assert store.remembered()[0].version == version
+    flip_a_bit(home.edge_models / version)
+    with pytest.raises(VerificationError):
+        store.remembered()
+
+
+def test_only_the_newest_bundles_are_kept_and_the_live_one_always(tmp_path, home, registry):
+    watcher, offer, _ = watching(home, registry)
+    for seed in range(KEEP_BUNDLES + 2):
+        version = register(registry, bundle_of(tmp_path, seed))
+        watcher.look()
+        assert offer.take().version == version
+    kept = {path.name for path in home.edge_models.iterdir()}
+    assert len(kept) == KEEP_BUNDLES
+    assert version in kept
+
+
+def test_the_runtime_makes_what_the_bundle_says(tmp_path, home, registry):
+    bundle = bundle_of(tmp_path, 1)
+    result = TrainResult.read(bundle / names.RESULT)
+    runtime = ModelStore(small_site(), home).prove(bundle, version="1", digest=result.bundle_digest())
+    counts, golden = names.load_golden(bundle)
+    np.testing.assert_allclose(runtime.infer(counts), golden, rtol=1e-5)
+    assert runtime.infer(pool()[:3]).shape == (3, *FRAME_SHAPE)
