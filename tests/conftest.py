@@ -62,7 +62,12 @@ class Filmloop:
     def run(self, *words: str, code: int | None = 0, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run to the end; its exit code must be `code` (None: any)."""
         done = subprocess.run(
-            self.argv(*words), env=self.env(), capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+            self.argv(*words),
+            env=self.env(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
         )
         if code is not None:
             assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

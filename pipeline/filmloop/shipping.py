@@ -22,14 +22,10 @@ _MOVE_ATTEMPTS = 3
 
 def shard_items(home: Home, shard: SealedShard) -> list[MoveItem]:
     """The files of a shard, its manifest last: on the cluster too, manifest present means shard whole."""
-    source = shard.manifest_path.parent.relative_to(home.root)
-    target = Path("data") / shard.manifest_path.parent.relative_to(home.stage)
-    group = shard.manifest.group
-    items = [
-        MoveItem.below((source / group).as_posix(), file, (target / group).as_posix()) for file in shard.manifest.files
-    ]
+    source = shard.manifest_path.parent.relative_to(home.root).as_posix()
+    target = (Path("data") / shard.manifest_path.parent.relative_to(home.stage)).as_posix()
     manifest = FileDigest.of(shard.manifest_path, shard.manifest_path.parent)
-    return [*items, MoveItem.below(source.as_posix(), manifest, target.as_posix())]
+    return [MoveItem.below(source, file, target) for file in (*shard.manifest.files, manifest)]
 
 
 def shard_ref(home: Home, shard: SealedShard, cluster_root: Path) -> ShardRef:

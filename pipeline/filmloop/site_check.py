@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
 from filmloop.bootstrap import Site, open_source
@@ -125,42 +124,30 @@ def _source(site: Site) -> Finding:
 
 
 def _mover(site: Site) -> Finding:
-    """A tiny file goes to the cluster, verified, and is removed on both sides."""
+    """A tiny file goes to the cluster and is verified there; both sides are as before afterwards."""
     from filmloop.adapters.local.mover import LocalMover
 
-    name, data = f"check-{uuid.uuid4().hex}", b"filmloop site check"
-    home, made = site.home, [path for path in (site.home.root, site.home.cluster, site.home.moves) if not path.exists()]
-    probe = home.root / ".check" / name
-    atomic_write_bytes(probe, data)
-    mover = LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=site.config.mover)
-    item = MoveItem(
-        source_path=f".check/{name}", target_path=f"data/{name}", size_bytes=len(data), sha256=sha256_bytes(data)
-    )
+    home, name, data = site.home, f".check-{uuid.uuid4().hex}", b"filmloop site check"
+    edge, cluster = home.root / name, home.cluster / name
+    new = [path for path in (home.cluster, home.root) if not path.exists()]
+    mover = LocalMover(edge_root=edge, cluster_root=cluster, journal=edge / "moves", section=site.config.mover)
     try:
-        handle = mover.submit("to_cluster", [item], key=name)
+        atomic_write_bytes(edge / "probe", data)
+        item = MoveItem(
+            source_path="probe", target_path="probe", size_bytes=len(data), sha256=sha256_bytes(data)
+        )  # fmt: skip
+        handle = mover.submit("to_cluster", [item], key="probe")
         wait_until(
             lambda: True if mover.poll(handle).state == "succeeded" else None, deadline_s=30, what="A test transfer"
         )
     finally:
-        mover.discard([f"data/{name}"], key=name)
-        shutil.rmtree(probe.parent, ignore_errors=True)
-        for left in home.moves.glob(f"{name}*"):
-            left.unlink(missing_ok=True)
-        for path in reversed(made):
-            _remove_if_empty(path)
+        mover.close()
+        for folder in (edge, cluster):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in new:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     return Finding(item="mover", state="ok", detail=f"a file reached {home.cluster} and was verified there")
-
-
-def _remove_if_empty(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            _rmdir(path)
-    _rmdir(folder)
-
-
-def _rmdir(path: Path) -> None:
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
 
 
 def _launcher(site: Site) -> Finding:

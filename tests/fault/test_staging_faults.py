@@ -57,12 +57,11 @@ for seq in range(next_seq(stage, "test"), 10**6):
 @contextmanager
 def writer_process(stage: Path, crash_at: str = "", when: str = "") -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", SEAL_FOR_EVER, str(stage), crash_at, when]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def leftovers(stage: Path) -> set[str]:

@@ -77,14 +77,14 @@ class TunedGaussian:
 
 def _search(loss: Callable[[float, float], float]) -> tuple[float, float]:
     """Grid, then halving steps around the best point, down to 2 % in energy and 0.01 channels."""
-    best = min((loss(e, c), e, c) for e in _ENERGY_GRID for c in _CHANNEL_GRID)
+    best = min((loss(energy, channel), energy, channel) for energy in _ENERGY_GRID for channel in _CHANNEL_GRID)
     ratio, step = 1.3, 0.2
     while ratio > 1.02 or step > 0.01:
         _, energy, channel = best
-        around = {(energy * ratio, channel), (energy / ratio, channel), (energy, channel + step)}
-        around |= {(energy, max(channel - step, 0.0))} - {(energy, channel)}
-        better = min((loss(e, c), e, c) for e, c in around)
-        if better < best:
+        around = [(energy * ratio, channel), (energy / ratio, channel), (energy, channel + step)]
+        around += [(energy, max(channel - step, 0.0))] if channel > 0 else []
+        better = min((loss(*point), *point) for point in around)
+        if better[0] < best[0]:
             best = better
         else:
             ratio, step = ratio**0.5, step / 2
@@ -112,15 +112,17 @@ def _fit_line(split: ThinnedFrames, blurred_NCE: npt.NDArray[np.float32]) -> tup
 
 
 def _blur(frames_NCE: npt.NDArray[np.float32], sigma_energy: float, sigma_channel: float) -> npt.NDArray[np.float32]:
-    _, channels, bins = frames_NCE.shape
+    frames, channels, bins = frames_NCE.shape
     energy = np.arange(bins)
     kernel_EE = np.exp(-0.5 * ((energy[:, None] - energy) / sigma_energy) ** 2)
     kernel_EE /= kernel_EE.sum(axis=1, keepdims=True)  # a count near the edge is kept inside
-    blurred: npt.NDArray[np.float32] = frames_NCE @ kernel_EE.astype(np.float32)
+    # Plain 2-D products: one call each instead of one per frame.
+    blurred = (frames_NCE.reshape(-1, bins) @ kernel_EE.astype(np.float32)).reshape(frames_NCE.shape)
     if sigma_channel > 0.1:  # below, the neighbour's share is 1e-22
         ring = np.arange(channels)
         apart = np.minimum(ring, channels - ring)
         kernel_C = np.exp(-0.5 * (apart / sigma_channel) ** 2)
-        kernel_CC = (kernel_C / kernel_C.sum())[(ring[:, None] - ring) % channels]
-        blurred = np.matmul(kernel_CC.astype(np.float32), blurred)
-    return blurred
+        kernel_CC = (kernel_C / kernel_C.sum())[(ring[:, None] - ring) % channels].astype(np.float32)
+        by_channel = blurred.transpose(1, 0, 2).reshape(channels, -1)
+        blurred = (kernel_CC @ by_channel).reshape(channels, frames, bins).transpose(1, 0, 2)
+    return np.ascontiguousarray(blurred)

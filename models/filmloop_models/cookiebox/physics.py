@@ -24,7 +24,9 @@ def streaking_phase(rate_NCE: npt.NDArray[np.floating]) -> npt.NDArray[np.float3
         float32 (N,); NaN where fewer than three channels hold anything.
     """
     _, channels, bins = rate_NCE.shape
-    moment_NC2 = np.asarray(rate_NCE, np.float32) @ np.stack([np.ones(bins), np.arange(bins)], axis=1).astype(np.float32)
+    moment_NC2 = np.asarray(rate_NCE, np.float32) @ np.stack([np.ones(bins), np.arange(bins)], axis=1).astype(
+        np.float32
+    )
     weight_NC, energy_NC = moment_NC2[..., 0].astype(np.float64), moment_NC2[..., 1].astype(np.float64)
     theta_C = 2 * np.pi * np.arange(channels) / channels
     wave_C2 = np.stack([np.cos(theta_C), np.sin(theta_C)], axis=1)

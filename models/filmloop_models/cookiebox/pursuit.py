@@ -53,7 +53,7 @@ class TemplatePursuit:
 
     @classmethod
     def tune(
-        cls, counts_NCE: npt.NDArray[np.integer], *, keep: float = 0.75, seed: int = 0, max_frames: int = 300
+        cls, counts_NCE: npt.NDArray[np.integer], *, keep: float = 0.75, seed: int = 0, max_frames: int = 200
     ) -> TemplatePursuit:
         """Learn everything from frames that are not held out, without labels.
 

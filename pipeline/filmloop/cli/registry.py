@@ -6,7 +6,7 @@ import typer
 
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
-from filmloop.cli.output import out, print_json, set_up_logs
+from filmloop.cli.output import err, out, print_json, set_up_logs
 from filmloop.core.errors import ConfigError
 
 app = typer.Typer(help="The model registry: an MLflow server.", no_args_is_help=True)
@@ -24,7 +24,7 @@ def serve(site_file: SiteFile = None, sets: Sets = None) -> None:
             f"This site uses the registry at {site.config.registry.uri}.",
             hint="Take `uri` out of [registry] to run our own.",
         )
-    serve_here(site.home, site.config.registry)
+    serve_here(site.home, site.config.registry, announce=lambda text: err.print(text, markup=False))
 
 
 @app.command("start")

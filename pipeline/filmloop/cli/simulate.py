@@ -23,7 +23,7 @@ def simulate(
 ) -> None:
     """Write simulated frames with their truth; `filmloop retrain --source replay:FILE` and `evaluate` read them back."""
     set_up_logs(quiet=True)
-    from filmloop.adapters.sources.simulator import write_simulated
+    from filmloop.adapters.sources.write_simulated import write_simulated
     from filmloop.config.schema import SimulatorSource
 
     site = open_site(site_file, sets=sets or ())

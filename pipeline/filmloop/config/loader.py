@@ -50,7 +50,9 @@ def load_site(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Site
             text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}.", ids={"path": str(path)}) from exc
+        raise ConfigError(
+            f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}.", ids={"path": str(path)}
+        ) from exc
     except DataError as exc:
         raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
     for dotted, value in (overrides or {}).items():
@@ -84,7 +86,10 @@ def find_home(config: SiteConfig, site_file: Path) -> Home:
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
+        below = values.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key} is {below!r} in the site file, not a section.")
+        values = below
     values[keys[-1]] = value
 
 
@@ -101,7 +106,15 @@ def _explain(error: Any, values: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(place[-1], _keys_of(place[:-1], values), n=1)
         return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{key}.kind has to be one of {', '.join(map(repr, _kinds_of(place)))}"
     return f"{key or 'file'}: {error['msg']}"
+
+
+def _kinds_of(place: list[str]) -> list[str]:
+    """The kinds that the top-level section at `place` may be of."""
+    section = SiteConfig.model_json_schema()["properties"].get(place[-1], {})
+    return sorted(section.get("discriminator", {}).get("mapping", {}))
 
 
 def _keys_of(place: list[str], values: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,8 @@ def configure(*, level: int = logging.INFO, file: Path | None = None) -> None:
     handler.setFormatter(formatter)
     handler.addFilter(_ContextFilter())
     root = logging.getLogger("filmloop")
+    for former in root.handlers:
+        former.close()
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False

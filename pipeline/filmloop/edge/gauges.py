@@ -34,6 +34,7 @@ class Gauges:
         swaps: How often the live version changed in this life.
         swaps_refused: Versions that were offered and not fit to be loaded.
         quality: The newest quality.
+        drained: Whether the data have ended.
         last_problem: The newest trouble, in words.
         last_problem_utc: When it was.
     """
@@ -44,6 +45,7 @@ class Gauges:
         self.runtime = self.version = self.version_since_utc = ""
         self.swaps = self.swaps_refused = 0
         self.quality: Quality | None = None
+        self.drained = False
         self.last_problem = self.last_problem_utc = ""
         self._latency_s: deque[float] = deque(maxlen=_LATENCY_BATCHES)
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), taken.frames_in)])

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from typing import Literal
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
@@ -15,7 +14,7 @@ from filmloop.core.log import Limited
 from filmloop.edge.control import pending_requests
 from filmloop.edge.gauges import Gauges
 from filmloop.edge.stager import Stager
-from filmloop.edge.status import EdgeStatus, write_status
+from filmloop.edge.status import EdgeStatus, State, write_status
 from filmloop.edge.tally import add
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class Reporter(threading.Thread):
         while not self._done.wait(_POLL_S):
             self._pass_requests()
             if time.monotonic() >= next_s:
-                self.write("running")
+                self.write("drained" if self._gauges.drained else "running")
                 next_s = time.monotonic() + self._config.edge.status_every_s
 
     def finish(self) -> None:
@@ -58,7 +57,7 @@ class Reporter(threading.Thread):
             self.join(timeout=1.0)
         self.write("stopped")
 
-    def write(self, state: Literal["starting", "running", "stopped"]) -> None:
+    def write(self, state: State) -> None:
         """Write the status now; a disk that refuses is no reason to stop."""
         try:
             write_status(self._home, self.status(state))
@@ -67,7 +66,7 @@ class Reporter(threading.Thread):
         else:
             self._trouble.worked("the status is written again")
 
-    def status(self, state: Literal["starting", "running", "stopped"]) -> EdgeStatus:
+    def status(self, state: State) -> EdgeStatus:
         """The state of the edge now."""
         gauges = self._gauges
         p50_ms, p99_ms = gauges.latency_ms()

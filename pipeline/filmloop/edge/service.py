@@ -19,12 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from filmloop_models.catalog import get as get_model
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
 from filmloop.core.documents import Accounting, PulseRange
-from filmloop.core.errors import DataError, TransientError, VerificationError
+from filmloop.core.errors import ConfigError, DataError, TransientError, VerificationError
 from filmloop.core.log import Limited
 from filmloop.core.types import FrameBlock
 from filmloop.edge.gauges import Gauges
@@ -42,6 +41,7 @@ from filmloop.ports.runtime import InferenceRuntime
 from filmloop.ports.source import FrameSource
 from filmloop.staging.catalog import last_sealed
 from filmloop.staging.recovery import recover
+from filmloop_models.catalog import get as get_model
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ class EdgeService:
         registry: Makes a registry client, in the watcher's thread; None never looks for new weights.
         may_expire: Says of a shard id whether it may be deleted once there are more than the site keeps.
         on_result: Called with every result, in the inference thread; its time counts against the frame rate.
+        stay: At the end of the data, keep taking new versions and seal requests until told to stop.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class EdgeService:
         registry: Callable[[], Registry] | None,
         may_expire: Callable[[str], bool] = lambda _: False,
         on_result: Callable[[EdgeResult], None] | None = None,
+        stay: bool = False,
     ) -> None:
-        self._config, self._home, self._source = config, home, source
+        self._config, self._home, self._source, self._stay = config, home, source, stay
         self._connect, self._may_expire, self._on_result = registry, may_expire, on_result
-        self._sort_key = get_model(config.model.name).sort_key
+        self._sort_key = _sort_key_of(config.model.name)
         self._sheds = config.source.rate_hz > 0
         self._offer = Offer()
         self._runtime: InferenceRuntime | None = None
@@ -130,7 +132,7 @@ class EdgeService:
             finally:
                 if watcher is not None:
                     watcher.finish()
-                self._finish()
+                self._finish(stop)
             if self._stager.failure is not None:
                 raise self._stager.failure
             return add(self._gauges.taken, self._stager.kept)
@@ -197,10 +199,18 @@ class EdgeService:
                 self._after_bad_read(exc, stop)
                 continue
             if block is None:
+                self._drained(stop)
                 return
             self._take_offer()
             if len(block):
                 self._handle(block, stop)
+
+    def _drained(self, stop: threading.Event) -> None:
+        """The data have ended: leave, or stay with the champion until told to stop."""
+        while self._stay and not stop.is_set() and self._stager.failure is None:
+            self._gauges.drained = True
+            self._take_offer()
+            stop.wait(_WAIT_S)
 
     def _handle(self, block: FrameBlock, stop: threading.Event) -> None:
         """One batch: let in, infer, tell, sample, hand to staging, count."""
@@ -322,9 +332,21 @@ class EdgeService:
             else:
                 return
 
-    def _finish(self) -> None:
+    def _finish(self, stop: threading.Event) -> None:
         """Stage what is in the queue, seal, write the last status."""
         self._source.close()
-        if self._stager.ident is not None and not self._stager.finish(_FINISH_S):
-            _log.error("staging did not end within %.0f s; a restart continues behind the last sealed shard", _FINISH_S)
+        if self._stager.ident is not None and not self._stager.finish(stop, _FINISH_S):
+            _log.error(
+                "the disk does not answer: staging was left behind, a restart continues after the last sealed shard"
+            )
         self._reporter.finish()
+
+
+def _sort_key_of(model: str) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None:
+    try:
+        return get_model(model).sort_key
+    except ValueError as exc:
+        raise ConfigError(
+            f"Cannot serve model {model!r}: {exc}.",
+            hint="Correct [model] name in the site file; `filmloop site check`.",
+        ) from exc

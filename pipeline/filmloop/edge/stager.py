@@ -28,7 +28,7 @@ from filmloop.core.log import Limited
 from filmloop.core.types import FrameBlock
 from filmloop.edge.gauges import Gauges
 from filmloop.edge.intake import Arrival
-from filmloop.edge.tally import BAD_FRAME, DISK_ERROR, DISK_FULL, add, note, unstaged
+from filmloop.edge.tally import BAD_FRAME, DISK_ERROR, DISK_FULL, STOPPED, add, note, unstaged
 from filmloop.staging.catalog import last_sealed
 from filmloop.staging.layout import next_seq
 from filmloop.staging.retention import expire
@@ -40,6 +40,8 @@ _POLL_S = 0.1
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.25, 5.0
 # Retention lists the whole stream: pointless after each of several seals a second.
 _EXPIRE_EVERY_S = 10.0
+# A stop that is overdue may take this much longer to seal what is open.
+_HURRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class Stager(threading.Thread):
         self._dropped_after: list[PulseRange] = []
         self._pause_s, self._retry_at_s, self._reason = 0.0, 0.0, DISK_ERROR
         self._expired_at_s = -_EXPIRE_EVERY_S
+        self._hurry = threading.Event()
         self._trouble = Limited(_log)
 
     @property
@@ -112,7 +115,7 @@ class Stager(threading.Thread):
         """Entries in the queue."""
         return self._queue.qsize()
 
-    def put(self, entry: Batch | Path, *, wait_s: float = 0.0) -> bool:
+    def put(self, entry: Batch | Path | Literal["end"], *, wait_s: float = 0.0) -> bool:
         """Hand over a batch, or the path of a seal request; False if the queue stayed full for `wait_s` seconds."""
         try:
             self._queue.put(entry, block=wait_s > 0, timeout=wait_s or None)
@@ -120,17 +123,25 @@ class Stager(threading.Thread):
             return False
         return True
 
-    def finish(self, deadline_s: float) -> bool:
-        """Stage what is in the queue, seal the open shard and end; False if that took longer than `deadline_s`."""
-        end_s = time.monotonic() + deadline_s
-        while self.is_alive() and time.monotonic() < end_s:
-            try:
-                self._queue.put("end", timeout=_POLL_S)
-                break
-            except queue.Full:
-                continue
-        self.join(max(0.0, end_s - time.monotonic()))
-        return not self.is_alive()
+    def finish(self, stop: threading.Event, deadline_s: float) -> bool:
+        """Stage what is in the queue, seal the open shard and end; False if the disk did not answer in time.
+
+        Once `stop` is set that takes `deadline_s` seconds at most: what then still waits is counted, not staged.
+        """
+        told, end_s = False, float("inf")
+        while self.is_alive():
+            now_s = time.monotonic()
+            if stop.is_set():
+                end_s = min(end_s, now_s + deadline_s)
+            if now_s >= end_s:
+                self._hurry.set()
+            if now_s >= end_s + _HURRY_S:
+                return False
+            if told:
+                self.join(_POLL_S / 2)
+            else:
+                told = self.put("end", wait_s=_POLL_S / 2)
+        return True
 
     def run(self) -> None:
         """The thread: until `finish`."""
@@ -160,6 +171,9 @@ class Stager(threading.Thread):
 
     def _stage_batch(self, batch: Batch) -> None:
         block = batch.arrival.block
+        if self._hurry.is_set():
+            self._kept = add(self._kept, unstaged(len(block), STOPPED))
+            return
         if self._writer is not None and block.run_number != self._run_number:
             self._seal()
         version_N = np.full(len(block), batch.version, np.uint32)

@@ -25,12 +25,16 @@ class Quality(Document):
     """Mean counts of the sampled frames."""
 
 
+State = Literal["starting", "running", "drained", "stopped"]
+"""`drained`: the data have ended, and the edge was told to stay."""
+
+
 class EdgeStatus(Accounting):
     """The state of one edge. Says "running" for ever after a kill: ask `is_alive` too."""
 
     schema_version: Literal[1] = 1
     pid: int
-    state: Literal["starting", "running", "stopped"]
+    state: State
     started_utc: str
     updated_utc: str
     site: str

@@ -18,6 +18,8 @@ DISK_FULL = "disk_full"
 """Inferred, not staged: no space left."""
 DISK_ERROR = "disk_error"
 """Inferred, not staged: the disk refused for another reason."""
+STOPPED = "stopped"
+"""Inferred, not staged: the edge had to stop before staging was through. A source that can go back brings them again."""
 
 
 def add(left: Accounting, right: Accounting) -> Accounting:

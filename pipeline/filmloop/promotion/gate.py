@@ -23,9 +23,7 @@ from filmloop.core.poisson import bootstrap_mean
 Decision = Literal["promote", "refuse", "undecided"]
 
 
-def judge(
-    challenger: EvaluationReport, reference: EvaluationReport, policy: GatePolicy, *, against: str
-) -> Verdict:
+def judge(challenger: EvaluationReport, reference: EvaluationReport, policy: GatePolicy, *, against: str) -> Verdict:
     """Promote, refuse or undecided, with the reasons in words.
 
     promote: the interval of the gain lies above 0, and the gain reaches `policy.min_gain`.
@@ -48,9 +46,7 @@ def judge(
         return _unmeasured("undecided", challenger, against, f"The {against} scores 0 nats on every frame.")
     better_N = (reference_N - scores_N) / scale
     gain = float(better_N.mean())
-    low, high = bootstrap_mean(
-        better_N, confidence=policy.confidence, resamples=policy.resamples, seed=policy.seed
-    )
+    low, high = bootstrap_mean(better_N, confidence=policy.confidence, resamples=policy.resamples, seed=policy.seed)
     decision, why = _decide(gain, low, high, policy.min_gain)
     return Verdict(
         decision=decision,
@@ -84,9 +80,7 @@ def _finite(report: EvaluationReport) -> bool:
     return bool(np.isfinite(report.nll) and np.isfinite(_nats(report)).all())
 
 
-def _incomparable(
-    challenger: EvaluationReport, reference: EvaluationReport, policy: GatePolicy, against: str
-) -> str:
+def _incomparable(challenger: EvaluationReport, reference: EvaluationReport, policy: GatePolicy, against: str) -> str:
     """Why these two reports cannot be compared, or ''."""
     if challenger.frames_digest != reference.frames_digest:
         return (

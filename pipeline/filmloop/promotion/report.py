@@ -115,7 +115,9 @@ def _lineage(result: TrainResult) -> str:
         made_of.insert(0, f"config {result.config_digest[:12]}")
     if result.code_commit:
         made_of.insert(0, f"code {result.code_commit[:12]}")
-    head = f"**Made of** {len(shards)} shards; {', '.join(made_of)}; {versions}." if versions else (
-        f"**Made of** {len(shards)} shards; {', '.join(made_of)}."
+    head = (
+        f"**Made of** {len(shards)} shards; {', '.join(made_of)}; {versions}."
+        if versions
+        else (f"**Made of** {len(shards)} shards; {', '.join(made_of)}.")
     )
     return "\n".join((head, "", *shown)) if shown else head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,18 @@ def small_report(name: str, nll_frames: tuple[float, ...], *, frames_digest: str
     )
 
 
-def make_bundle(folder: Path, *, seed: int = 0, job_id: str = "job-1", base_version: str = "") -> TrainResult:
-    """Write a valid bundle of 4 × 8 frames into `folder`; bundles of different seeds differ in every digest."""
+def make_bundle(
+    folder: Path,
+    *,
+    seed: int = 0,
+    job_id: str = "job-1",
+    base_version: str = "",
+    reports: Mapping[str, EvaluationReport] | None = None,
+) -> TrainResult:
+    """Write a valid bundle of 4 × 8 frames into `folder`; bundles of different seeds differ in every digest.
+
+    `reports` replaces its evaluation, in which the challenger is 1 nat a frame better than the Gaussian.
+    """
     rng = np.random.default_rng(seed)
     (folder / "plots").mkdir(parents=True)
     model = ModelChoice(name="mixer", frame_shape=(4, 8))
@@ -38,11 +49,12 @@ def make_bundle(folder: Path, *, seed: int = 0, job_id: str = "job-1", base_vers
     save_file({"head.weight": rng.normal(size=(8, 8)).astype(np.float32)}, folder / names.WEIGHTS)
     save_file({"counts_NCE": counts_NCE, "rate_NCE": np.full((3, 4, 8), 2.0, np.float32)}, folder / names.GOLDEN)
     scores = tuple(float(value) for value in rng.normal(60.0, 5.0, 300))
-    reports = {
-        "challenger": small_report("challenger", scores),
-        "gaussian": small_report("gaussian", tuple(value + 1.0 for value in scores)),
-    }
-    names.Evaluation(reports=reports).write(folder / names.EVALUATION)
+    if reports is None:
+        reports = {
+            "challenger": small_report("challenger", scores),
+            "gaussian": small_report("gaussian", tuple(value + 1.0 for value in scores)),
+        }
+    names.Evaluation(reports=dict(reports)).write(folder / names.EVALUATION)
     curve = "".join(f'{{"step": {step}, "loss": {2.0 / (step + 1)}}}\n' for step in range(0, 200, 10))
     atomic_write_bytes(folder / names.METRICS, curve.encode())
     atomic_write_bytes(folder / "plots" / "loss.png", b"\x89PNG\r\n\x1a\n" + bytes(rng.integers(0, 255, 64).tolist()))

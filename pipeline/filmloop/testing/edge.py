@@ -6,6 +6,7 @@ Shape suffixes: N frames, C channels, E energy bins.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,11 +57,11 @@ class ScriptedSource:
     ) -> None:
         self.stream, self.frame_shape, self.labelled = STREAM, frame_shape, labelled
         self.opened: list[tuple[int, int] | None] = []
-        self._script = [(run, np.asarray(part, np.uint64)) for run, part in ids]
+        self._script = list(ids)
         self._live, self._pause_s, self._at_end = live, pause_s, at_end
         self._errors = dict(errors or {})
         self._pool = pool(frame_shape)
-        self._todo = list(self._script)
+        self._todo = deque(self._script)
         self._reads = 0
 
     def open(self, *, after: tuple[int, int] | None) -> None:
@@ -68,10 +69,14 @@ class ScriptedSource:
         self.opened.append(after)
         if self._live:
             return
-        self._todo = list(self._script)
-        if after is not None:
-            self._todo = [(run, ids[ids > after[1]] if run == after[0] else ids) for run, ids in self._todo]
-            self._todo = [(run, ids) for run, ids in self._todo if len(ids) and run >= after[0]]
+        self._todo = deque(
+            (run, part)
+            for run, part in self._script
+            if after is None or run > after[0] or (run == after[0] and part[-1] > after[1])
+        )
+        if after is not None and self._todo and self._todo[0][0] == after[0]:
+            run, part = self._todo.popleft()
+            self._todo.appendleft((run, [pulse_id for pulse_id in part if pulse_id > after[1]]))
 
     def read(self, max_frames: int, timeout_s: float = 0.2) -> FrameBlock | None:
         """See the port."""
@@ -85,10 +90,10 @@ class ScriptedSource:
                 return None
             time.sleep(0.005)
             return self._block(0, np.zeros(0, np.uint64))
-        run, ids = self._todo.pop(0)
-        if len(ids) > max_frames:
-            self._todo.insert(0, (run, ids[max_frames:]))
-        return self._block(run, ids[:max_frames])
+        run, part = self._todo.popleft()
+        if len(part) > max_frames:
+            self._todo.appendleft((run, part[max_frames:]))
+        return self._block(run, np.asarray(part[:max_frames], np.uint64))
 
     def close(self) -> None:
         """See the port."""

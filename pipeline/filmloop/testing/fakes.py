@@ -79,7 +79,7 @@ class MemoryRegistry:
     def annotate(self, version: str, *, description: str | None = None, tags: Mapping[str, str] | None = None) -> None:
         """As the port says."""
         old = self._known(version)
-        changes = {"tags": {**old.tags, **(tags or {})}}
+        changes: dict[str, object] = {"tags": {**old.tags, **(tags or {})}}
         if description is not None:
             changes["description"] = description
         self._versions[version] = old.model_copy(update=changes)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filmloop_models.catalog import get
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file as save_torch
 
@@ -15,6 +14,7 @@ from filmloop import bundle as names
 from filmloop.core.documents import ModelChoice, TrainJob, TrainResult
 from filmloop.core.fsio import atomic_write_bytes
 from filmloop.testing.bundles import small_report
+from filmloop_models.catalog import get
 
 GOLDEN_FRAMES = 8
 

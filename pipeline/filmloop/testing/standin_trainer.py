@@ -25,10 +25,9 @@ import time
 from pathlib import Path
 
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import TrainingError
+from filmloop.core.errors import TerminatedError, TrainingError
 from filmloop.core.fsio import atomic_write_json
 
-EXIT_REQUEUE = 75
 _HANG = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -47,7 +46,7 @@ def main(job_path: Path) -> int:
     if act == "no_bundle":
         return 0
     if act == "requeue_once" and len((run / "starts").read_text().splitlines()) == 1:
-        return EXIT_REQUEUE
+        return TerminatedError.exit_code
     if act == "fail":
         return _fail(run)
     if act == "wait":

@@ -1,6 +1,6 @@
 """Makes the result bundle: evaluation, weights, golden pair, ONNX file, plots, and last of all the result document.
 
-With two ranks or more the last one exports while the first one evaluates; the first one publishes the folder.
+With two ranks or more the last one evaluates while the first one exports and plots; the first one publishes the folder.
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from filmloop.bundle import (
     WEIGHTS,
     Evaluation,
     file_digests,
+    load_evaluation,
     load_golden,
 )
 from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
@@ -76,22 +78,21 @@ def make_bundle(
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
     ranks.sum(0.0)  # the folder is there
-    reports: dict[str, EvaluationReport] = {}
-    if ranks.is_first:
-        reports = evaluate_all(job, module, data)
-        Evaluation(reports=reports).write(part / EVALUATION)
     if ranks.is_last:
+        Evaluation(reports=evaluate_all(job, module, data)).write(part / EVALUATION)
+    if ranks.is_first:
+        job.write(part / JOB)
         with disk_errors(part):
+            shutil.copyfile(metrics, part / METRICS)
             _export(module.cpu().eval(), job, data.holdout, part)
-    ranks.sum(0.0)  # the export is done
-    if not ranks.is_first:
-        return
-    job.write(part / JOB)
-    with disk_errors(part):
-        shutil.copyfile(metrics, part / METRICS)
-        _plot(part, reports)
-    _result(job, data, progress, reports, part, ranks.world, device, started_s).write(part / RESULT)
-    publish_dir(part, target)
+            _plot(part)
+    ranks.sum(0.0)  # the reports are there
+    if ranks.is_first:
+        reports = load_evaluation(part).reports
+        with disk_errors(part):
+            _plot_scores(part, reports)
+        _result(job, data, progress, reports, part, ranks.world, device, started_s).write(part / RESULT)
+        publish_dir(part, target)
 
 
 def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> None:
@@ -103,25 +104,27 @@ def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> N
     export_onnx(module, job.model.frame_shape, part / ONNX)
 
 
-def _plot(part: Path, reports: dict[str, EvaluationReport]) -> None:
-    from filmloop.training.plots import plot_all  # matplotlib takes 0.4 s to import, and only this process plots
+def _plot(part: Path) -> None:
+    from filmloop.training import plots  # matplotlib takes 0.4 s to import, and only this process plots
 
     counts_NCE, rate_NCE = load_golden(part)
     fullest = int(counts_NCE.sum(axis=(1, 2)).argmax())
-    plot_all(
-        part / PLOTS,
-        metrics=part / METRICS,
-        counts_CE=counts_NCE[fullest],
-        rate_CE=rate_NCE[fullest],
-        reports=reports,
-    )
+    (part / PLOTS).mkdir()
+    plots.plot_training(part / PLOTS / "training.png", part / METRICS)
+    plots.plot_frame(part / PLOTS / "frame.png", counts_NCE[fullest], rate_NCE[fullest])
+
+
+def _plot_scores(part: Path, reports: Mapping[str, EvaluationReport]) -> None:
+    from filmloop.training import plots
+
+    plots.plot_scores(part / PLOTS / "scores.png", reports)
 
 
 def _result(
     job: TrainJob,
     data: TrainingData,
     progress: Progress,
-    reports: dict[str, EvaluationReport],
+    reports: Mapping[str, EvaluationReport],
     part: Path,
     world: int,
     device: torch.device,

@@ -19,21 +19,6 @@ from filmloop.core.documents import EvaluationReport
 _INK, _BLUE, _ORANGE = "#333333", "#3567a5", "#d1732f"
 
 
-def plot_all(
-    folder: Path,
-    *,
-    metrics: Path,
-    counts_CE: npt.NDArray[np.uint8],
-    rate_CE: npt.NDArray[np.float32],
-    reports: Mapping[str, EvaluationReport],
-) -> None:
-    """Write `training.png`, `frame.png` and `scores.png` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_training(folder / "training.png", metrics)
-    plot_frame(folder / "frame.png", counts_CE, rate_CE)
-    plot_scores(folder / "scores.png", reports)
-
-
 def plot_training(path: Path, metrics: Path) -> None:
     """Loss and hold-out score over steps, from the lines of `metrics.jsonl`."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

@@ -42,9 +42,7 @@ def test_the_score_is_the_gates_held_out_thinned_nll():
     frames, policy, runtime = block(0, 64), HoldoutPolicy(), KnownRate(RATE)
     quality = monitor().watch(frames, runtime)
     seen = thin_by_hash(frames.counts_NCE, frames.pulse_id_N, keep=policy.keep, seed=policy.seed)
-    expected = poisson_nll(
-        np.full(seen.shape, RATE * (1 - policy.keep), np.float32), frames.counts_NCE - seen
-    ).mean()
+    expected = poisson_nll(np.full(seen.shape, RATE * (1 - policy.keep), np.float32), frames.counts_NCE - seen).mean()
     assert quality.frames == 64
     assert quality.version == "7"
     assert np.isclose(quality.nll, expected, rtol=1e-6)

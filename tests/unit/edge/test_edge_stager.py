@@ -50,6 +50,12 @@ class Feeder:
         assert self.stager.put(batch, wait_s=5.0)
         self.taken = arrival.whole(inferred=True)
 
+    def finish(self, *, stop=False, deadline_s=5.0):
+        event = threading.Event()
+        if stop:
+            event.set()
+        return self.stager.finish(event, deadline_s)
+
 
 @pytest.fixture
 def home(tmp_path):
@@ -64,7 +70,7 @@ def test_shards_are_cut_where_they_are_full_and_each_manifest_is_exact_at_its_la
     feeder = Feeder(home)
     for start in range(0, 600, 50):
         feeder.feed(range(start, start + 50))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     shards, frames = staged(home)
     assert [shard.manifest.frames for shard in shards] == [256, 256, 88]
     assert frames["pulse_id"].tolist() == list(range(600))
@@ -77,7 +83,7 @@ def test_a_run_change_seals(home):
     feeder = Feeder(home)
     feeder.feed(range(10))
     feeder.feed(range(5), run=2)
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     shards, _ = staged(home)
     assert [(shard.manifest.run_number, shard.manifest.frames) for shard in shards] == [(1, 10), (2, 5)]
     assert len({shard.manifest.seq for shard in shards}) == 2
@@ -90,7 +96,7 @@ def test_an_open_shard_is_sealed_after_its_time_though_no_frame_comes(home):
     while feeder.stager.kept.frames_staged < 10 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert feeder.stager.kept.frames_staged == 10
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
 
 
 def test_what_was_left_out_before_a_frame_is_in_the_manifest_of_its_shard(home):
@@ -98,7 +104,7 @@ def test_what_was_left_out_before_a_frame_is_in_the_manifest_of_its_shard(home):
     gap = PulseRange(first_pulse_id=10, last_pulse_id=19, frames=10, reason="queue_full")
     feeder.feed(range(10))
     feeder.feed(range(20, 30), dropped=(gap,))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     assert staged(home)[0][0].manifest.dropped == (gap,)
 
 
@@ -127,7 +133,7 @@ def test_a_full_disk_costs_only_what_does_not_fit_into_the_open_shard_and_stagin
         time.sleep(0.02)
     for start in range(768, 1024, 32):
         feeder.feed(range(start, start + 32))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     shards, frames = staged(home)
     assert frames["pulse_id"].tolist() == [*range(256), *range(768, 1024)]
     first, second = (shard.manifest for shard in shards)
@@ -150,7 +156,7 @@ def test_retries_on_a_refusing_disk_back_off(home, monkeypatch):
     for start in range(0, 3200, 32):
         feeder.feed(range(start, start + 32))
         time.sleep(0.01)
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     # In a second of a hundred batches: at 0, 0.25, 0.75 s, and the last try at the end.
     assert 2 <= len(tries) <= 5
     assert all(later - earlier >= 0.25 for earlier, later in pairwise(tries[:-1]))
@@ -168,7 +174,7 @@ def test_a_seal_that_failed_after_its_commit_is_not_counted_twice(home, monkeypa
     feeder = Feeder(home, staging={"frames_per_shard": 32})
     feeder.feed(range(32))
     feeder.feed(range(32, 64))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     assert feeder.stager.kept == Accounting(frames_staged=64)
     assert staged(home)[1]["pulse_id"].tolist() == list(range(64))
 
@@ -186,7 +192,7 @@ def test_a_request_seals_everything_put_before_it_and_disappears(home):
         time.sleep(0.01)
     assert not request.exists()
     assert feeder.stager.kept.frames_staged == 40
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
 
 
 def test_old_shards_go_once_they_may(home, monkeypatch):
@@ -195,7 +201,7 @@ def test_old_shards_go_once_they_may(home, monkeypatch):
     feeder.stager._may_expire = lambda shard_id: shard_id.endswith(("0", "2"))
     for start in range(0, 160, 32):
         feeder.feed(range(start, start + 32))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     assert [shard.manifest.seq for shard in staged(home)[0]] == [1, 3, 4]
 
 
@@ -209,7 +215,41 @@ def test_a_ledger_in_trouble_does_not_stop_staging(home, monkeypatch):
     feeder.stager._may_expire = broken
     for start in range(0, 96, 32):
         feeder.feed(range(start, start + 32))
-    assert feeder.stager.finish(5.0)
+    assert feeder.finish()
     assert "database is locked" in feeder.gauges.last_problem
     assert feeder.stager.failure is None
     assert feeder.stager.kept.frames_staged == 96
+
+
+def test_at_the_end_of_the_data_the_whole_queue_is_staged_however_long_it_takes(home, monkeypatch):
+    slow_seals(monkeypatch, 0.05)
+    feeder = Feeder(home, staging={"frames_per_shard": 32})
+    for start in range(0, 640, 32):
+        feeder.feed(range(start, start + 32))
+    assert feeder.finish(deadline_s=0.01)
+    assert feeder.stager.kept == Accounting(frames_staged=640)
+
+
+def test_a_stop_does_not_wait_for_a_long_queue_and_counts_what_it_leaves(home, monkeypatch):
+    slow_seals(monkeypatch, 0.05)
+    feeder = Feeder(home, staging={"frames_per_shard": 32})
+    for start in range(0, 3200, 32):
+        feeder.feed(range(start, start + 32))
+    begun_s = time.monotonic()
+    assert feeder.finish(stop=True, deadline_s=0.2)
+    assert time.monotonic() - begun_s < 1.5
+    kept = feeder.stager.kept
+    assert 0 < kept.frames_staged < 3200
+    assert kept.frames_unstaged == {"stopped": 3200 - kept.frames_staged}
+    shards, _ = staged(home)
+    assert holds(shards[-1].manifest.accounting)
+
+
+def slow_seals(monkeypatch, pause_s):
+    write_group = ShardWriter._write_group
+
+    def slow(self, path):
+        time.sleep(pause_s)
+        write_group(self, path)
+
+    monkeypatch.setattr(ShardWriter, "_write_group", slow)

@@ -16,7 +16,9 @@ POLICY = GatePolicy()
 FRAME_SPREAD, DIFFERENCE_SPREAD = 8.0, 2.0
 
 
-def reports(shift: float, *, mean: float = 60.0, frames: int = FRAMES, spread: float = DIFFERENCE_SPREAD, seed: int = 0):
+def reports(
+    shift: float, *, mean: float = 60.0, frames: int = FRAMES, spread: float = DIFFERENCE_SPREAD, seed: int = 0
+):
     """Challenger and champion; `shift` nats a frame fewer on average, exactly."""
     rng = np.random.default_rng(seed)
     old = rng.normal(mean, FRAME_SPREAD, frames)
@@ -111,7 +113,9 @@ def test_frames_without_a_single_count_are_no_scale():
 def test_the_words_say_how_much_how_sure_and_on_what():
     verdict = judge(*reports(1.08), POLICY, against="gaussian")
     # 1.08 of about 60 nats.
-    assert verdict.reasons[0].startswith("1.8 % fewer nats a frame than the gaussian on the same 400 held-out frames (95 %")
+    assert verdict.reasons[0].startswith(
+        "1.8 % fewer nats a frame than the gaussian on the same 400 held-out frames (95 %"
+    )
     low, high = verdict.gain_low * 100, verdict.gain_high * 100
     assert f"interval {low:.1f} to {high:.1f} %" in verdict.reasons[0]
     worse = judge(*reports(-1.08), POLICY, against="gaussian")
@@ -145,7 +149,10 @@ def test_equal_models_are_promoted_no_more_often_than_the_interval_allows():
         old = rng.normal(60.0, FRAME_SPREAD, 300)
         new = old + rng.normal(0.0, DIFFERENCE_SPREAD, 300)
         verdict = judge(
-            small_report("challenger", tuple(new.tolist())), small_report("champion", tuple(old.tolist())), quick, against="champion"
+            small_report("challenger", tuple(new.tolist())),
+            small_report("champion", tuple(old.tolist())),
+            quick,
+            against="champion",
         )
         promoted += verdict.decision == "promote"
     assert promoted < 12

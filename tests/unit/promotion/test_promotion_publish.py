@@ -1,6 +1,7 @@
 """Alias moves: compare-and-set, audited, settled after a crash, walked back one by one."""
 
 import threading
+import time
 
 import pytest
 
@@ -74,9 +75,17 @@ def test_a_version_that_is_not_there_gets_no_alias(registry, trail, move):
     assert trail.pending_moves() == []
 
 
-def test_two_at_once_do_not_both_win(registry, trail):
+def test_two_at_once_do_not_both_win(registry, trail, monkeypatch):
     champions(registry, trail, "1")
     outcomes = []
+    look = registry.get
+
+    def look_and_dawdle(name):
+        found = look(name)
+        time.sleep(0.01)  # long enough for all three to look before any of them moves
+        return found
+
+    monkeypatch.setattr(registry, "get", look_and_dawdle)
 
     def attempt(version):
         try:
@@ -190,7 +199,9 @@ def test_a_registry_that_goes_away_in_the_middle_leaves_the_move_pending(registr
 
 def test_pending_moves_of_another_model_are_left_alone(registry, trail):
     other = trail.begin_move(
-        promote(registry, trail, version="1", expected="", who="cycle", why="first").model_copy(update={"model": "other"})
+        promote(registry, trail, version="1", expected="", who="cycle", why="first").model_copy(
+            update={"model": "other"}
+        )
     )
     settle(registry, trail)
     assert [move_id for move_id, _ in trail.pending_moves()] == [other]

@@ -25,7 +25,11 @@ def verdict(decision):
 
 @pytest.mark.parametrize(
     ("decision", "first"),
-    [("promote", "**Passed the gate.** 1.8 %"), ("refuse", "**Refused.** 1.8 %"), ("undecided", "**Undecided.** 1.8 %")],
+    [
+        ("promote", "**Passed the gate.** 1.8 %"),
+        ("refuse", "**Refused.** 1.8 %"),
+        ("undecided", "**Undecided.** 1.8 %"),
+    ],
 )
 def test_the_verdict_comes_first(made, decision, first):
     assert describe(*made, verdict(decision), cycle_id="c7", created_utc=WHEN).startswith(first)

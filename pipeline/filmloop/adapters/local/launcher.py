@@ -17,7 +17,6 @@ from filmloop.adapters.local.runfolder import (
     CANCEL,
     ERROR,
     EXIT,
-    EXIT_REQUEUE,
     JOB,
     LAUNCH,
     LOG,
@@ -30,7 +29,7 @@ from filmloop.adapters.local.supervise import kill_marked
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import FileDigest, TrainJob
-from filmloop.core.errors import ConfigError, DataError, TransientError
+from filmloop.core.errors import ConfigError, DataError, TerminatedError, TransientError
 from filmloop.core.fsio import create_json, disk_errors, read_json
 from filmloop.core.retry import wait_until
 from filmloop.ports.launcher import LaunchStatus
@@ -201,7 +200,7 @@ def _status(ended: Exit, folder: Path) -> LaunchStatus:
         return LaunchStatus(
             state="succeeded", exit_code=0, log_tail=tail, progress=progress, bundle_files=_bundle_files(folder)
         )
-    if ended.reason == "terminated" or (ended.reason == "ended" and code == EXIT_REQUEUE):
+    if ended.reason == "terminated" or (ended.reason == "ended" and code == TerminatedError.exit_code):
         detail = "It was told to stop; started again, it goes on from its checkpoint."
         return LaunchStatus(state="lost", exit_code=code, detail=detail, log_tail=tail, progress=progress)
     return LaunchStatus(

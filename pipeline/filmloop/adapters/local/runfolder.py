@@ -23,9 +23,6 @@ from filmloop.core.fsio import atomic_write_json, read_json
 JOB, LAUNCH, ALIVE, CANCEL, EXIT, LOG = "job.json", "launch.json", "alive", "cancel", "exit.json", "run.log"
 ERROR, METRICS, BUNDLE_RESULT = "error.json", "metrics.jsonl", "bundle/result.json"
 
-EXIT_REQUEUE = 75
-"""EX_TEMPFAIL: the trainer was told to stop, wrote a checkpoint, and goes on when it is started again."""
-
 Reason = Literal["ended", "deadline", "cancelled", "terminated"]
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -138,20 +138,22 @@ class MlflowRegistry:
         part = target.with_name(f"{target.name}.download{PART_SUFFIX}")
         # requests' errors are OSErrors too: MLflow's translation must see them first.
         with disk_errors(target), mlflow_errors(self.uri, f"send version {version} of {self.model}"):
+            from mlflow.artifacts import download_artifacts, list_artifacts
+
             source = client.get_model_version(self.model, version).source
+            listed = list_artifacts(artifact_uri=source, tracking_uri=self.uri)
+            if not any(PurePosixPath(file.path).name == RESULT for file in listed):
+                raise DataError(
+                    f"Version {version} of {self.model} has no filmloop bundle.",
+                    hint="It was not registered by filmloop, or its artifacts were deleted; "
+                    "`filmloop models list` shows the others.",
+                    ids={"version": version, "source": source},
+                )
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             try:
-                from mlflow.artifacts import download_artifacts
-
-                got = Path(download_artifacts(artifact_uri=source, dst_path=str(part), tracking_uri=self.uri))
-                if not (got / RESULT).is_file():
-                    raise DataError(
-                        f"Version {version} of {self.model} has no filmloop bundle.",
-                        hint="It was not registered by filmloop; `filmloop models list` shows the others.",
-                        ids={"version": version, "source": source},
-                    )
-                publish_dir(got, target)
+                got = download_artifacts(artifact_uri=source, dst_path=str(part), tracking_uri=self.uri)
+                publish_dir(Path(got), target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return target

@@ -31,6 +31,30 @@ def build_source(section: SimulatorSource | ReplaySource, frame_shape: tuple[int
     return ReplayFrameSource(section, frame_shape)
 
 
+def stream_name(section: SimulatorSource | ReplaySource) -> str:
+    """Name of the stream that the source of this section delivers."""
+    if section.stream or isinstance(section, SimulatorSource):
+        return section.stream
+    from filmloop.adapters.sources.replay import default_stream
+
+    return default_stream(section.path)
+
+
+def probe_replay(section: ReplaySource) -> tuple[tuple[int, int], int]:
+    """Frame shape (C, E) and number of frames of a recording.
+
+    Raises:
+        DataError: it is absent or of an unknown form.
+    """
+    from filmloop.adapters.sources.replay import open_recording
+
+    recording = open_recording(Path(section.path))
+    try:
+        return recording.frame_shape, sum(recording.run_frames)
+    finally:
+        recording.close()
+
+
 def parse_source_option(text: str) -> dict[str, Any]:
     """`KIND[:PATH][?key=value&...]` as the site file's `[source]` table.
 

@@ -1,0 +1,102 @@
+"""How good a bundle is on frames that it has not seen: against the truth where there is one, and without it.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.bundle import RESULT
+from filmloop.core.documents import HoldoutPolicy, TrainResult
+from filmloop.core.errors import DataError
+from filmloop.core.holdout import held_out
+from filmloop.core.poisson import thin_by_hash
+from filmloop.training.data import MIN_HELD_OUT_FRAMES, MIN_TRAIN_FRAMES, Holdout
+from filmloop.training.evaluate import TUNE_FRAMES, RateFunction, constant_rate, evaluate, rate_function, tuned_gaussian
+from filmloop.training.load import load_module
+from filmloop_models.cookiebox.baselines import TemplatePursuit, TunedGaussian
+from filmloop_models.cookiebox.score import mse_after_gain_and_shift
+
+Scores = dict[str, float | int | None]
+
+
+def score_frames(
+    bundle: Path,
+    counts_NCE: npt.NDArray[np.uint8],
+    label_NCE: npt.NDArray[np.floating] | None,
+    pulse_id_N: npt.NDArray[np.uint64],
+    policy: HoldoutPolicy,
+) -> Scores:
+    """Score a verified bundle, and the classical baselines, on the held-out ones of these frames.
+
+    Baselines are tuned on the other frames: the Gaussian to the labels for `mse_gaussian`, by likelihood for
+    `nll_gaussian`; the pursuit never sees a label. Every `mse` is to the labels after one fitted gain and integer bin
+    shift for the whole set.
+
+    Args:
+        bundle: Folder of the bundle.
+        counts_NCE: All frames, held out and not.
+        label_NCE: Their true rates in any unit, or None.
+        pulse_id_N: What decides which frames are held out.
+        policy: The policy under which the bundle was trained; the newest `max_frames` held-out frames count.
+
+    Returns:
+        `frames`, `nll`, `nll_low`, `nll_high`, `nll_gaussian`, `nll_zero` in nats a frame; `mse`, `mse_gaussian`,
+        `mse_pursuit`, `mse_zero`, which are None without labels.
+
+    Raises:
+        DataError: too few frames, or of another shape than the bundle's.
+        VerificationError: the bundle does not fit its network.
+    """
+    shape = TrainResult.read(bundle / RESULT).model.frame_shape
+    if counts_NCE.shape[1:] != shape:
+        raise DataError(
+            f"The model takes frames of shape {shape}, the data have {counts_NCE.shape[1:]}.",
+            hint="Evaluate a version that was trained on such frames: `filmloop models list`.",
+            ids={"path": str(bundle)},
+        )
+    is_held_N = held_out(pulse_id_N, policy.permille)
+    chosen, others = np.flatnonzero(is_held_N)[-policy.max_frames :], np.flatnonzero(~is_held_N)
+    if len(chosen) < MIN_HELD_OUT_FRAMES or len(others) < MIN_TRAIN_FRAMES:
+        raise DataError(
+            f"{len(chosen)} held-out and {len(others)} other frames are too few to score on.",
+            hint=f"At least {MIN_HELD_OUT_FRAMES} and {MIN_TRAIN_FRAMES} are needed; give more frames.",
+        )
+    held = Holdout(
+        run_N=np.zeros(len(chosen), np.int64),
+        pulse_id_N=pulse_id_N[chosen],
+        counts_NCE=counts_NCE[chosen],
+        kept_NCE=thin_by_hash(counts_NCE[chosen], pulse_id_N[chosen], keep=policy.keep, seed=policy.seed),
+        label_NCE=None,
+        policy=policy,
+    )
+    tune_on = others[-TUNE_FRAMES:]
+    rate_of = rate_function(load_module(bundle))
+    report = evaluate(rate_of, held, "challenger")
+    scores: Scores = {
+        "frames": report.frames,
+        "nll": report.nll,
+        "nll_low": report.nll_low,
+        "nll_high": report.nll_high,
+    }
+    scores["nll_gaussian"] = evaluate(tuned_gaussian(counts_NCE[tune_on], held), held, "gaussian").nll
+    scores["nll_zero"] = evaluate(constant_rate(counts_NCE[tune_on]), held, "zero").nll
+    if label_NCE is None:
+        return scores | {"mse": None, "mse_gaussian": None, "mse_pursuit": None, "mse_zero": None}
+    truth_NCE = np.asarray(label_NCE[chosen], np.float32)
+    gaussian = TunedGaussian.tune_to_labels(counts_NCE[tune_on], np.asarray(label_NCE[tune_on], np.float32))
+    pursuit = TemplatePursuit.tune(counts_NCE[others], keep=policy.keep, seed=policy.seed)
+    return scores | {
+        "mse": _mse(rate_of, held, truth_NCE),
+        "mse_gaussian": _mse(gaussian.rate, held, truth_NCE),
+        "mse_pursuit": _mse(pursuit.rate, held, truth_NCE),
+        "mse_zero": float(np.mean(np.square(truth_NCE, dtype=np.float64))),
+    }
+
+
+def _mse(rate_of: RateFunction, held: Holdout, truth_NCE: npt.NDArray[np.float32]) -> float:
+    return mse_after_gain_and_shift(rate_of(held.counts_NCE.astype(np.float32)), truth_NCE)[0]

@@ -1,0 +1,109 @@
+"""SIGKILL of the cycle at every step of its journal: rerunning ends where an undisturbed run ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmloop.config.paths import Home
+from filmloop.core.documents import TrainResult
+from filmloop.ledger import Ledger
+from filmloop.testing.mlflow_server import shared_server
+
+# 600 frames and ten steps: this is about the journal, not about learning. One rank: the weights are reproducible.
+SETS = (
+    "source.rate_hz=0", "training.min_frames=500", "training.hyper.max_steps=10", "training.hyper.warmup_steps=2",
+    "launcher.processes=1", "gate.min_frames=10", "gate.min_gain=0", "model.hyper.d=8", "staging.frames_per_shard=300",
+)  # fmt: skip
+STEPS = ("seal", "select", "move", "train", "fetch", "judge", "register")
+POINTS = [
+    *(f"{step}:{moment}" for step in STEPS for moment in ("begun", "undone", "done")),
+    "move:handled",
+    "train:handled",
+    "fetch:handled",
+    "alias:begun",
+    "alias:undone",
+    "cycle:undone",
+]
+PROMOTION_POINTS = ["promote:begun", "promote:undone", "promote:done", "live:begun", "live:undone", "live:done"]
+
+
+class Site:
+    """A state folder with staged frames, and the cycle as a process."""
+
+    def __init__(self, make: Any, home: Path, model: str) -> None:
+        self.home = Home(home)
+        self.command = make(home, *SETS, f"registry.uri={shared_server()}", f"model.registered_as={model}")
+
+    def stage(self) -> None:
+        self.command.run("edge", "run", "--no-registry", "--frames", "600")
+
+    def cycle(self) -> dict[str, Any]:
+        return self.command.json("retrain", "--no-edge", code=None)  # type: ignore[no-any-return]
+
+    def kill_at(self, point: str) -> int:
+        argv = self.command.argv("retrain", "--no-edge", "--json")
+        argv[1:3] = ["-m", "filmloop.testing.kill_at", point, "--"]
+        done = subprocess.run(
+            argv, env=self.command.env(), capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode in (-signal.SIGKILL, 0), done.stdout + done.stderr
+        return done.returncode
+
+    def state(self) -> dict[str, Any]:
+        """All that must not depend on how often the cycle was killed."""
+        with Ledger(self.home.ledger) as ledger:
+            cycles, model = ledger.history(), self.command.sets[-2 + 1].split("=")[1]
+            moves = [(m.alias, m.from_version, m.to_version) for m in ledger.moves(model)]
+            shards, pending = ledger.shard_states(), ledger.pending_moves()
+        result = TrainResult.read(self.home.cycles / cycles[0].cycle_id / "bundle" / "result.json")
+        versions = self.command.json("models", "list")["versions"]
+        return {
+            "outcomes": [row.outcome for row in cycles],
+            "moves": moves,
+            "pending": pending,
+            "shards": shards,
+            "weights": result.weights_sha256,
+            "steps": result.steps,
+            "versions": [(v["version"], sorted(v["aliases"])) for v in versions],
+            "left on the cluster": sorted(path.name for path in (self.home.cluster / "runs").glob("*")),
+        }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(filmloop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    site = Site(filmloop, tmp_path_factory.mktemp("undisturbed"), "kill-undisturbed")
+    site.stage()
+    report = site.cycle()
+    return {"outcome": report["outcome"], **site.state()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_at_every_point_in_turn_and_rerun_it_ends_like_an_undisturbed_run(
+    filmloop: Any, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    site = Site(filmloop, tmp_path, "kill-every-point")
+    site.stage()
+    points = POINTS + (PROMOTION_POINTS if undisturbed["outcome"] == "promoted" else [])
+    order = [*STEPS, "alias", "promote", "live", "cycle"]
+    killed = [
+        point for point in sorted(points, key=lambda p: order.index(p.split(":")[0])) if site.kill_at(point) != 0
+    ]
+    assert killed == sorted(points, key=lambda p: order.index(p.split(":")[0])), "every point was reached once"
+    report = site.cycle()
+    print(json.dumps({"kills": len(killed)}), file=sys.stderr)
+    assert {"outcome": report["outcome"], **site.state()} == undisturbed
+
+
+def test_the_cycle_was_promoted_so_that_promotion_was_killed_too(undisturbed: dict[str, Any]) -> None:
+    assert undisturbed["outcome"] == "promoted"
+    assert undisturbed["left on the cluster"] == []
+
+

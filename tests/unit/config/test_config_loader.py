@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmloop.config.loader import DEFAULT_SITE, find_home, find_site, load_site, parse_site
+from filmloop.config.schema import ReplaySource, SimulatorSource, SiteConfig
+from filmloop.core.errors import ConfigError
+
+LOCAL = Path(__file__).parents[3] / DEFAULT_SITE
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_site(values, where="site.toml")
+    assert "docs/reference/config.md" in caught.value.hint
+    return caught.value.message
+
+
+def site_file(folder: Path, text: str) -> Path:
+    path = folder / "site.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_file_is_a_whole_site(tmp_path: Path) -> None:
+    assert load_site(site_file(tmp_path, "")) == SiteConfig()
+
+
+def test_the_shipped_site_is_valid_and_local() -> None:
+    config = load_site(LOCAL)
+    assert (config.site, config.mover.kind, config.launcher.kind) == ("local", "local", "local")
+    assert config.frame_shape == (16, 128)
+    assert config.registered_model == "local-mixer-16x128"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"trainig": {}}, "unknown key 'trainig', did you mean 'training'?"),
+        ({"training": {"min_frame": 3}}, "unknown key 'training.min_frame', did you mean 'min_frames'?"),
+        (
+            {"training": {"hyper": {"batch_frame": 1}}},
+            "unknown key 'training.hyper.batch_frame', did you mean 'batch_frames'?",
+        ),
+        ({"edge": {"qqqq": 1}}, "unknown key 'edge.qqqq'."),
+        (
+            {"source": {"kind": "replay", "path": "x", "rate": 1}},
+            "unknown key 'source.rate', did you mean 'rate_hz'?",
+        ),
+        (
+            {"source": {"kind": "simulator", "conditions": {"kick": 1}}},
+            "unknown key 'source.conditions.kick', did you mean 'kick_bin'?",
+        ),
+        ({"source": {"kind": "simulator", "path": "x"}}, "unknown key 'source.path'"),
+        ({"source": {"kind": "replay"}}, "source.path: Field required"),
+        ({"source": {"kind": "kafka"}}, "source.kind has to be one of 'replay', 'simulator'"),
+        ({"source": {"path": "x"}}, "source.kind has to be one of 'replay', 'simulator'"),
+        ({"mover": {"kind": "carrier-pigeon"}}, "mover.kind"),
+        ({"site": "LCLS"}, "site: String should match"),
+        ({"edge": 3}, "edge: "),
+        ({"gate": {"confidence": 2}}, "gate.confidence: Input should be less than 1"),
+        ({"training": {"min_frames": "many"}}, "training.min_frames: "),
+        ({"source": {"kind": "simulator", "drift": [{"from_frame": 1, "set": {"kick": 1}}]}}, "drift sets kick"),
+        ({"schema_version": 2}, "schema_version: "),
+    ],
+)
+def test_a_refusal_names_the_key_and_what_it_may_be(values: dict[str, Any], says: str) -> None:
+    message = refusal(values)
+    assert says in message
+    assert message.startswith("site.toml: ")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    message = refusal({"edge": {"thread": 1}, "gate": {"seed": -1}})
+    assert "'edge.thread', did you mean 'threads'?" in message
+    assert "gate.seed" in message
+
+
+def test_the_kind_chooses_the_source() -> None:
+    assert isinstance(parse_site({"source": {"kind": "simulator"}}).source, SimulatorSource)
+    assert isinstance(parse_site({"source": {"kind": "replay", "path": "x.h5"}}).source, ReplaySource)
+
+
+def test_overrides_replace_single_keys_and_are_checked_as_well(tmp_path: Path) -> None:
+    path = site_file(tmp_path, "[training]\nmin_frames = 5\nseed = 3\n")
+    config = load_site(path, overrides={"training.min_frames": 10, "training.hyper.train_s": 2.5, "edge.threads": 2})
+    assert (config.training.min_frames, config.training.seed) == (10, 3)
+    assert (config.training.hyper.train_s, config.edge.threads) == (2.5, 2)
+    with pytest.raises(ConfigError, match=r"training\.min_fames"):
+        load_site(path, overrides={"training.min_fames": 10})
+    with pytest.raises(ConfigError, match="not a section"):
+        load_site(site_file(tmp_path, "edge = 3\n"), overrides={"edge.threads": 2})
+
+
+def test_a_whole_section_can_be_replaced(tmp_path: Path) -> None:
+    path = site_file(tmp_path, '[source]\nkind = "simulator"\nseed = 4\n')
+    config = load_site(path, overrides={"source": {"kind": "replay", "path": "x.h5"}})
+    assert isinstance(config.source, ReplaySource)
+
+
+def test_what_is_no_toml_is_a_config_error_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 2"):
+        load_site(site_file(tmp_path, "site = 'local'\nhome =\n"))
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_site(tmp_path / "bytes.toml")
+
+
+def test_an_absent_or_odd_file_is_a_config_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(ConfigError):
+            load_site(path)
+
+
+def test_a_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_site(LOCAL, overrides={"training.seed": 9})
+    (tmp_path / "config.json").write_text(json.dumps(config.as_json()))
+    again = load_site(tmp_path / "config.json")
+    assert again == config
+    assert again.digest() == config.digest() != load_site(LOCAL).digest()
+
+
+def test_the_site_file_is_the_given_one_else_the_environments_else_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, env, default = tmp_path / "given.toml", tmp_path / "env.toml", tmp_path / DEFAULT_SITE
+    default.parent.mkdir()
+    for path in (given, env, default):
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FILMLOOP_SITE", raising=False)
+    assert find_site(None) == default
+    monkeypatch.setenv("FILMLOOP_SITE", str(env))
+    assert find_site(None) == env
+    assert find_site(given) == given
+
+
+def test_a_site_file_that_is_not_there_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FILMLOOP_SITE", raising=False)
+    with pytest.raises(ConfigError, match=r"local\.toml") as caught:
+        find_site(None)
+    assert "--site" in caught.value.hint
+
+
+def test_state_lies_beside_the_site_file_unless_filmloop_home_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site_configs" / "local.toml"
+    monkeypatch.delenv("FILMLOOP_HOME", raising=False)
+    assert find_home(SiteConfig(), site).root == tmp_path / ".filmloop"
+    assert find_home(SiteConfig(home="/var/lib/filmloop"), site).root == Path("/var/lib/filmloop")
+    monkeypatch.setenv("FILMLOOP_HOME", str(tmp_path / "elsewhere"))
+    home = find_home(SiteConfig(), site)
+    places = {name: getattr(home, name) for name, value in vars(type(home)).items() if isinstance(value, property)}
+    assert len(set(places.values())) == len(places) > 5
+    assert all(place.is_relative_to(tmp_path / "elsewhere") for place in places.values())
+
+
+def test_configurations_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        SiteConfig().site = "other"  # type: ignore[misc]
+
+
+def test_a_custom_spec_gives_a_name_that_a_registry_takes() -> None:
+    config = parse_site({"model": {"name": "my_package.nets:SPEC"}})
+    assert config.registered_model == "local-my_package.nets.SPEC-16x128"
+    assert parse_site({"model": {"registered_as": "mine"}}).registered_model == "mine"

@@ -1,0 +1,310 @@
+"""Recorded frames: every schema gives exactly what its file holds, and bad files say what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from filmloop.adapters.sources.build import build_source
+from filmloop.adapters.sources.replay import default_stream, read_labelled
+from filmloop.config.schema import ReplaySource
+from filmloop.core.errors import ConfigError, DataError
+from filmloop.core.types import SATURATED, FrameBlock
+from filmloop.ports.source import FrameSource
+from filmloop.testing.contracts.source import collect, keys_of
+from filmloop.testing.shards import example_block, write_shard
+
+SHAPE = (4, 16)
+
+
+def opened(path: Path, *, after: tuple[int, int] | None = None, **keys: object) -> FrameSource:
+    source = build_source(ReplaySource(path=str(path), **keys), SHAPE)
+    source.open(after=after)
+    return source
+
+
+def stacked(path: Path, **arrays: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
+    return path
+
+
+def counts_of(blocks: list[FrameBlock]) -> np.ndarray:
+    return np.concatenate([block.counts_NCE for block in blocks])
+
+
+def test_cookienetae_arrays_follow_each_other_with_rows_as_pulse_ids(tmp_path: Path) -> None:
+    counts = np.random.default_rng(1).poisson(2, (30, *SHAPE)).astype(np.int16)
+    labels = np.random.default_rng(2).random((30, *SHAPE)).astype(np.float16)
+    path = stacked(
+        tmp_path / "set.h5", X_test=counts[:10], Y_test=labels[:10], X_train=counts[10:], Y_train=labels[10:]
+    )
+    source = opened(path, use_labels=True, run_number=5)
+    blocks = collect(source, 100)
+    source.close()
+    assert keys_of(blocks) == [(5, row) for row in range(30)]
+    np.testing.assert_array_equal(counts_of(blocks), counts)
+    np.testing.assert_array_equal(np.concatenate([block.label_NCE for block in blocks]), labels.astype(np.float32))
+
+
+def test_single_shots_come_in_sorted_order_of_their_names(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "shots.h5", "w", track_order=True) as file:
+        for name, value in {"c": 3, "a": 1, "b": 2}.items():
+            file[f"{name}/Ximg"] = np.full(SHAPE, value, np.uint16)
+            file[f"{name}/Ypdf"] = np.full(SHAPE, value / 2, np.float32)
+    counts_NCE, label_NCE, pulse_id_N = read_labelled(tmp_path / "shots.h5")
+    assert counts_NCE[:, 0, 0].tolist() == [1, 2, 3]
+    assert label_NCE is not None
+    assert label_NCE[:, 0, 0].tolist() == [0.5, 1.0, 1.5]
+    assert pulse_id_N.tolist() == [0, 1, 2]
+
+
+def test_shards_come_with_the_pulse_ids_and_flags_that_were_stored(tmp_path: Path) -> None:
+    first = example_block(20, first_pulse_id=100, labelled=True)
+    second = example_block(10, first_pulse_id=90, run_number=4, labelled=True)
+    write_shard(tmp_path, first, seq=0)
+    write_shard(tmp_path, second, seq=1)
+    source = opened(tmp_path, use_labels=True)
+    blocks = collect(source, 100)
+    source.close()
+    # The stored runs 1 and 4 follow each other as the site's runs 1 and 2.
+    assert keys_of(blocks) == [(1, 100 + row) for row in range(20)] + [(2, 90 + row) for row in range(10)]
+    np.testing.assert_array_equal(counts_of(blocks), np.concatenate([first.counts_NCE, second.counts_NCE]))
+    np.testing.assert_array_equal(np.concatenate([block.flags_N for block in blocks])[:20], first.flags_N)
+
+
+def test_a_loop_is_a_new_run_with_the_same_pulse_ids(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=example_block(3).counts_NCE)
+    source = opened(path, loop=True, run_number=7)
+    blocks = collect(source, 8)
+    source.close()
+    assert keys_of(blocks) == [(7, 0), (7, 1), (7, 2), (8, 0), (8, 1), (8, 2), (9, 0), (9, 1)]
+    assert all(len({block.run_number}) == 1 for block in blocks)
+
+
+def test_a_replay_that_looped_before_and_loops_no_more_is_at_its_end(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=example_block(3).counts_NCE)
+    source = opened(path, after=(3, 1), run_number=1)
+    assert [source.read(5), source.read(5)] == [None, None]
+
+
+def test_a_run_number_of_the_past_begins_anew(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=example_block(3).counts_NCE)
+    assert keys_of(collect(opened(path, after=(1, 2), run_number=2), 9)) == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_counts_above_255_are_clipped_and_flagged(tmp_path: Path) -> None:
+    counts = np.zeros((3, *SHAPE), np.int16)
+    counts[1, 2, 3], counts[2, 0, 0] = 256, 255
+    (block,) = collect(opened(stacked(tmp_path / "x.h5", Ximg=counts)), 3)
+    assert block.counts_NCE.max(axis=(1, 2)).tolist() == [0, 255, 255]
+    assert block.flags_N.tolist() == [0, SATURATED, 0]
+
+
+def test_whole_numbers_stored_as_floats_are_counts(tmp_path: Path) -> None:
+    counts = example_block(3).counts_NCE
+    np.testing.assert_array_equal(
+        counts_of(collect(opened(stacked(tmp_path / "x.h5", Ximg=counts.astype(np.float32))), 3)), counts
+    )
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, 0.5])
+def test_counts_that_are_no_counts_are_refused_with_their_frame(tmp_path: Path, value: float) -> None:
+    counts = np.zeros((5, *SHAPE), np.float32)
+    counts[3, 1, 1] = value
+    with pytest.raises(DataError, match=f"frame 3 has a count of {value}"):
+        collect(opened(stacked(tmp_path / "x.h5", X_a=np.zeros((4, *SHAPE), np.int16), X_b=counts)), 9)
+
+
+def test_labels_that_are_not_finite_are_refused_with_their_frame(tmp_path: Path) -> None:
+    labels = np.zeros((5, *SHAPE), np.float16)
+    labels[2, 1, 1] = np.nan
+    path = stacked(tmp_path / "x.h5", Ximg=np.zeros((5, *SHAPE), np.uint8), Ypdf=labels)
+    assert len(collect(opened(path), 5)[0]) == 5
+    with pytest.raises(DataError, match="label of frame 2"):
+        collect(opened(path, use_labels=True), 5)
+
+
+def test_frames_of_another_shape_than_the_site_name_the_keys_to_set(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=np.zeros((5, 8, 32), np.uint8))
+    with pytest.raises(ConfigError) as error:
+        opened(path)
+    assert "channels = 8 and energy_bins = 32" in error.value.hint
+
+
+def test_labels_that_are_not_there_name_the_key_to_set(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=np.zeros((5, *SHAPE), np.uint8))
+    with pytest.raises(DataError) as error:
+        opened(path, use_labels=True)
+    assert "use_labels = false" in error.value.hint
+    assert read_labelled(path)[1] is None
+
+
+def _nothing(path: Path) -> None:
+    pass
+
+
+def _text(path: Path) -> None:
+    path.write_text("no HDF5 at all")
+
+
+def _truncated(path: Path) -> None:
+    stacked(path, Ximg=np.zeros((50, *SHAPE), np.uint8))
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _other_names(path: Path) -> None:
+    stacked(path, waveform=np.zeros((5, 40)), energy=np.zeros(5))
+
+
+def _empty_file(path: Path) -> None:
+    stacked(path)
+
+
+def _no_frames(path: Path) -> None:
+    stacked(path, Ximg=np.zeros((0, *SHAPE), np.uint8))
+
+
+def _flat_counts(path: Path) -> None:
+    stacked(path, Ximg=np.zeros((5, 64), np.uint8))
+
+
+def _fewer_labels(path: Path) -> None:
+    stacked(path, X_a=np.zeros((5, *SHAPE), np.uint8), Y_a=np.zeros((4, *SHAPE), np.uint8))
+
+
+def _two_shapes(path: Path) -> None:
+    stacked(path, X_a=np.zeros((5, *SHAPE), np.uint8), X_b=np.zeros((5, 8, 8), np.uint8))
+
+
+def _text_array(path: Path) -> None:
+    stacked(path, Ximg=np.full((5, *SHAPE), b"one"))
+
+
+def _empty_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _two_streams(path: Path) -> None:
+    write_shard(path, example_block(2), stream="a")
+    write_shard(path, example_block(2), stream="b")
+
+
+def _shards_of_two_shapes(path: Path) -> None:
+    write_shard(path, example_block(2), seq=0)
+    write_shard(path, example_block(2, frame_shape=(2, 8)), seq=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_nothing, "No recording"),
+        (_text, "not a readable HDF5"),
+        (_truncated, "not a readable HDF5"),
+        (_other_names, r"energy \(float64 \(5,\)\), waveform \(float64 \(5, 40\)\)"),
+        (_empty_file, "holds nothing"),
+        (_no_frames, "no frames"),
+        (_flat_counts, r"\(uint8 \(5, 64\)\)"),
+        (_fewer_labels, "Y_a"),
+        (_two_shapes, "X_b"),
+        (_text_array, r"\|S3"),
+        (_empty_folder, "0 streams"),
+        (_two_streams, "2 streams: a, b"),
+        (_shards_of_two_shapes, "2 frame shapes"),
+    ],
+)
+def test_a_recording_of_an_unknown_form_says_what_was_found(tmp_path: Path, make, says: str) -> None:
+    path = tmp_path / "recording.h5"
+    make(path)
+    with pytest.raises(DataError, match=says) as error:
+        opened(path)
+    assert str(path) in error.value.message
+    with pytest.raises(DataError, match=says):
+        read_labelled(path)
+
+
+def test_an_unknown_schema_lists_the_known_ones(tmp_path: Path) -> None:
+    _other_names(tmp_path / "x.h5")
+    with pytest.raises(DataError) as error:
+        opened(tmp_path / "x.h5")
+    assert all(known in error.value.hint for known in ("CookieNetAE", "Ximg/Ypdf", "CookieSimSlim"))
+
+
+def test_a_shot_without_its_image_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "shots.h5", "w") as file:
+        file["a/Ximg"] = np.zeros(SHAPE, np.uint16)
+        file.create_group("b")
+    with pytest.raises(DataError, match="shot b"):
+        collect(opened(tmp_path / "shots.h5"), 5)
+
+
+def test_a_damaged_shard_is_refused_with_its_name(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path, example_block(20))
+    (shard.group_path / "counts/c/0/0/0").write_bytes(b"")
+    with pytest.raises(DataError, match=shard.shard_id):
+        collect(opened(tmp_path), 5)
+
+
+def test_reading_before_opening_and_after_closing_is_an_error(tmp_path: Path) -> None:
+    source = build_source(ReplaySource(path=str(tmp_path / "absent.h5")), SHAPE)
+    with pytest.raises(DataError, match="not open"):
+        source.read(1)
+    source.close()
+
+
+def test_read_labelled_stops_at_its_limit_across_arrays_and_shards(tmp_path: Path) -> None:
+    block = example_block(30)
+    path = stacked(tmp_path / "x.h5", X_a=block.counts_NCE[:10], X_b=block.counts_NCE[10:])
+    for limit in (1, 10, 11, 30, 31):
+        counts_NCE, _, pulse_id_N = read_labelled(path, limit)
+        np.testing.assert_array_equal(counts_NCE, block.counts_NCE[:limit])
+        assert len(pulse_id_N) == min(limit, 30)
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"),
+    [
+        ("/data/cookiesimslim_16ch_stacked.h5", "replay-cookiesimslim-16ch-stacked"),
+        ("Run 7 (März).h5", "replay-run-7-m-rz"),
+        ("/", "replay-recording"),
+    ],
+)
+def test_the_stream_is_named_after_the_file(path: str, stream: str) -> None:
+    assert default_stream(path) == stream
+    assert build_source(ReplaySource(path=path), SHAPE).stream == stream
+    assert build_source(ReplaySource(path=path, stream="mine"), SHAPE).stream == "mine"
+
+
+def sample_data() -> Path:
+    folder = Path(os.environ.get("FILMLOOP_DATA", Path(__file__).parents[4] / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"FILMLOOP_DATA not found: {folder}")
+    return folder
+
+
+# Frames, shape, largest count and mean hits of a frame over the first 200, as h5py alone reads them.
+@pytest.mark.parametrize(
+    ("name", "frames", "shape", "top"),
+    [
+        ("cookienetae_128ch_a.h5", 200, (128, 128), 48),
+        ("cookiesimslim_16ch_native.h5", 400, (16, 128), 14),
+        ("cookiesimslim_16ch_stacked.h5", 6000, (16, 128), 19),
+    ],
+)
+def test_the_public_sample_files_replay_whole(name: str, frames: int, shape: tuple[int, int], top: int) -> None:
+    path = sample_data() / name
+    source = build_source(ReplaySource(path=str(path), use_labels=True), shape)
+    source.open(after=None)
+    blocks = collect(source, 10_000, max_frames=1024)
+    source.close()
+    assert keys_of(blocks) == [(1, row) for row in range(frames)]
+    counts_NCE, label_NCE, _ = read_labelled(path, 200)
+    np.testing.assert_array_equal(counts_of(blocks)[:200], counts_NCE)
+    assert label_NCE is not None
+    assert counts_NCE.shape == label_NCE.shape == (200, *shape)
+    assert counts_NCE.max() <= top <= counts_of(blocks).max()

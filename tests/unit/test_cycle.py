@@ -1,0 +1,304 @@
+"""The cycle with everything real but the trainer and the registry server: ledger, shards, mover, gate, files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from filmloop.adapters.local.mover import LocalMover
+from filmloop.bundle import file_digests
+from filmloop.config.loader import parse_site
+from filmloop.config.paths import Home
+from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
+from filmloop.core.errors import DataError, TrainingError, TransientError
+from filmloop.cycle import CycleParts, run_cycle
+from filmloop.ledger import TRAINED, Ledger
+from filmloop.ports.launcher import LaunchStatus
+from filmloop.ports.registry import CHALLENGER, CHAMPION
+from filmloop.promotion.publish import promote
+from filmloop.testing.bundles import make_bundle, small_report
+from filmloop.testing.fakes import MemoryRegistry
+from filmloop.testing.shards import example_block, write_shard
+
+FRAME_SHAPE = (4, 8)
+Act = Literal["win", "lose", "tie", "fail", "lose_job", "hang_up"]
+
+
+@dataclass
+class ScriptedTrainer:
+    """A launcher whose jobs end at once, as told: one act a submit, the last one for ever."""
+
+    acts: list[Act]
+    submitted: list[str] = field(default_factory=list)
+    jobs: list[TrainJob] = field(default_factory=list)
+
+    def submit(self, job: TrainJob) -> str:
+        self.jobs.append(job)
+        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
+        self.submitted.append(act)
+        if act == "hang_up":
+            raise TransientError("The service is away.")
+        for ref in job.fresh + job.replay:
+            assert Path(ref.manifest_path).is_file(), "the job names shards where they lie on the cluster"
+        if act in ("win", "lose", "tie"):
+            shutil.rmtree(job.output_dir, ignore_errors=True)
+            make_bundle(
+                Path(job.output_dir) / "bundle",
+                seed=len(self.jobs),
+                job_id=job.job_id,
+                base_version=job.base.version if job.base else "",
+                reports=_reports(act, against_champion=job.champion is not None),
+            )
+        return f"{act} {job.output_dir}"
+
+    def poll(self, handle: str) -> LaunchStatus:
+        act, folder = handle.split(" ", 1)
+        if act == "lose_job":
+            return LaunchStatus(state="lost", detail="the node went away")
+        if act == "fail":
+            return LaunchStatus(state="failed", exit_code=6, detail="loss is nan", log_tail="step 12 loss nan")
+        bundle = Path(folder) / "bundle"
+        files = (*file_digests(bundle), FileDigest.of(bundle / "result.json", bundle))
+        return LaunchStatus(state="succeeded", exit_code=0, bundle_files=files)
+
+    def cancel(self, handle: str) -> None:
+        self.submitted.append(f"cancelled {handle.split(' ')[0]}")
+
+
+def _reports(act: str, *, against_champion: bool) -> dict[str, EvaluationReport]:
+    # 400 frames, spread 5 nats: a shift of 1 nat is 4 standard errors of the unpaired mean and exact when paired.
+    base = tuple(float(x) for x in np.random.default_rng(0).normal(60.0, 5.0, 400))
+    shift = {"win": -1.0, "lose": 1.0, "tie": 0.0}[act]
+    reports = {
+        "challenger": small_report("challenger", tuple(x + shift for x in base)),
+        "gaussian": small_report("gaussian", base),
+    }
+    return reports | ({"champion": small_report("champion", base)} if against_champion else {})
+
+
+@dataclass
+class World:
+    """One site on one machine."""
+
+    parts: CycleParts
+    trainer: ScriptedTrainer
+    registry: MemoryRegistry
+    ledger: Ledger
+    home: Home
+    shards: int = 0
+
+    def stage(self, count: int = 2, frames: int = 32) -> None:
+        for _ in range(count):
+            block = example_block(frames, first_pulse_id=self.shards * frames, frame_shape=FRAME_SHAPE)
+            write_shard(self.home.stage, block, stream="test", seq=self.shards)
+            self.shards += 1
+
+    def cycle(self, *acts: Act, again: bool = False):  # type: ignore[no-untyped-def]
+        if acts:
+            self.trainer.acts[:] = acts
+        return run_cycle(self.parts, again=again, tell=lambda step, text: None)
+
+    def champion(self) -> str:
+        found = self.registry.get(CHAMPION)
+        return found.version if found else ""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    home = Home(tmp_path / "home")
+    config = parse_site(
+        {
+            "frame": {"channels": 4, "energy_bins": 8},
+            "training": {"min_frames": 50, "max_fresh_frames": 1000, "replay_frames": 40},
+            "gate": {"min_frames": 100},
+        }
+    )
+    trainer, registry = ScriptedTrainer(["win"]), MemoryRegistry(tmp_path / "registry")
+    mover = LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover)
+    with Ledger(home.ledger) as ledger:
+        parts = CycleParts(
+            config=config, home=home, ledger=ledger, mover=mover, launcher=trainer, registry=registry, stream="test",
+            frame_shape=FRAME_SHAPE, cluster_root=home.cluster, code_commit="abc", poll_s=0.02,
+        )  # fmt: skip
+        yield World(parts, trainer, registry, ledger, home)
+    mover.close()
+
+
+def test_too_few_frames_is_nothing_to_do_and_leaves_the_shards_fresh(world: World) -> None:
+    world.stage(1)
+    report = world.cycle()
+    assert report.outcome == "nothing_to_do"
+    assert "32 fresh frames" in report.message
+    assert (world.trainer.submitted, world.ledger.shard_states(), world.champion()) == ([], {}, "")
+
+
+def test_a_first_model_that_beats_the_baseline_becomes_champion_and_challenger(world: World) -> None:
+    world.stage()
+    report = world.cycle("win")
+    assert (report.outcome, report.version, report.base_version, report.frames) == ("promoted", "1", "", 64)
+    assert report.gate is not None
+    assert report.gate.against == "gaussian"
+    assert world.champion() == "1"
+    challenger = world.registry.get(CHALLENGER)
+    assert challenger is not None
+    assert challenger.version == "1"
+    assert list(report.steps) == ["seal", "select", "move", "train", "fetch", "judge", "register", "promote", "live"]
+    assert set(world.ledger.shard_states().values()) == {TRAINED}
+    folder = world.home.cycles / report.cycle_id
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "job.json", "bundle", "verdict.json", "report.md", "summary.json"
+    }  # fmt: skip
+
+
+def test_the_next_cycle_starts_from_the_champion_and_mixes_old_frames_in(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    report = world.cycle("win")
+    job = world.trainer.jobs[-1]
+    assert (report.version, report.base_version) == ("2", "1")
+    assert job.base is not None
+    assert job.base.version == "1"
+    assert job.champion == job.base
+    assert [ref.shard_id for ref in job.fresh] == ["test/run000001/00000002", "test/run000001/00000003"]
+    assert [ref.shard_id for ref in job.replay] == ["test/run000001/00000001"], "40 frames of replay hold one shard"
+    assert world.champion() == "2"
+
+
+def test_without_fresh_frames_there_is_nothing_to_do_unless_asked_again(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    assert world.cycle().outcome == "nothing_to_do"
+    assert world.cycle("win", again=True).outcome == "promoted"
+
+
+@pytest.mark.parametrize(("act", "outcome"), [("lose", "refused"), ("tie", "refused")])
+def test_a_challenger_that_is_not_better_is_registered_and_refused(world: World, act: Act, outcome: str) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    report = world.cycle(act)
+    assert (report.outcome, report.version, world.champion()) == (outcome, "2", "1")
+    kept = world.registry.get("2")
+    assert kept is not None
+    assert kept.tags["filmloop.gate"] == "refuse"
+
+
+def test_a_failed_training_ships_nothing_and_the_next_cycle_begins_anew_with_the_same_shards(world: World) -> None:
+    world.stage()
+    with pytest.raises(TrainingError, match=r"loss is nan(.|\n)*step 12 loss nan") as caught:
+        world.cycle("fail")
+    assert caught.value.ids["cycle_id"]
+    assert (world.ledger.history()[0].outcome, world.registry.versions()) == ("failed", [])
+    report = world.cycle("win")
+    assert (report.outcome, report.frames) == ("promoted", 64)
+
+
+def test_a_lost_job_is_submitted_again_as_the_same_job(world: World) -> None:
+    world.stage()
+    assert world.cycle("lose_job", "lose_job", "win").outcome == "promoted"
+    assert world.trainer.submitted == ["lose_job", "lose_job", "win"]
+    assert len({job.job_id for job in world.trainer.jobs}) == 1
+
+
+def test_a_job_that_is_lost_for_ever_fails_the_cycle(world: World) -> None:
+    world.stage()
+    with pytest.raises(TrainingError, match="node went away"):
+        world.cycle("lose_job")
+    assert len(world.trainer.submitted) == 4
+
+
+def test_a_transient_error_leaves_the_cycle_open_and_the_next_call_goes_on_with_it(world: World) -> None:
+    world.stage()
+    with pytest.raises(TransientError, match="away"):
+        world.cycle("hang_up")
+    open_id = world.ledger.open_cycle()
+    assert open_id is not None
+    world.stage()  # frames that came in meanwhile are for the cycle after
+    report = world.cycle("win")
+    assert (report.cycle_id, report.frames, report.outcome) == (open_id.cycle_id, 64, "promoted")
+    assert len(world.registry.versions()) == 1
+
+
+def test_a_cut_off_cycle_is_abandoned_when_the_site_has_changed(world: World) -> None:
+    world.stage()
+    with pytest.raises(TransientError):
+        world.cycle("hang_up")
+    hyper = world.parts.config.training.hyper.model_copy(update={"max_steps": 7})
+    training = world.parts.config.training.model_copy(update={"hyper": hyper})
+    world.parts = replace(world.parts, config=world.parts.config.model_copy(update={"training": training}))
+    report = world.cycle("win")
+    outcomes = [row.outcome for row in world.ledger.history()]
+    assert outcomes == ["promoted", "failed"]
+    assert "Abandoned" in world.ledger.history()[1].summary["message"]
+    assert world.trainer.jobs[-1].hyper.max_steps == 7
+    assert report.frames == 64, "the abandoned cycle's shards are fresh again"
+
+
+def test_a_champion_that_was_moved_meanwhile_is_not_overrun(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    world.cycle("lose")
+    world.stage()
+
+    submit = world.trainer.submit
+
+    def while_training(job: TrainJob) -> str:
+        promote(world.registry, world.ledger, version="2", expected="1", who="a person", why="knows better")
+        return submit(job)
+
+    world.trainer.submit = while_training  # type: ignore[method-assign]
+    report = world.cycle("win")
+    assert (report.outcome, world.champion()) == ("undecided", "2")
+    assert "filmloop models promote 3" in report.message
+
+
+def test_a_second_cycle_while_one_runs_is_busy(world: World) -> None:
+    world.stage()
+    with world.ledger.cycle_lock() as free:
+        assert free
+        assert world.cycle().outcome == "busy"
+    assert world.trainer.submitted == []
+
+
+def test_a_shard_that_vanished_after_it_was_chosen_fails_the_cycle_with_its_name(world: World) -> None:
+    world.stage()
+    with pytest.raises(TransientError):
+        world.cycle("hang_up")
+    for path in (world.home.stage / "test/run000001").glob("00000001*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match="test/run000001/00000001") as caught:
+        world.cycle("win")
+    assert "shards verify" in caught.value.hint
+
+
+def test_a_bundle_of_another_job_is_refused(world: World) -> None:
+    world.stage()
+    submit = world.trainer.submit
+    world.trainer.submit = lambda job: submit(job.model_copy(update={"job_id": "somebody-else"}))  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="somebody-else"):
+        world.cycle("win")
+    assert world.registry.versions() == []
+
+
+def test_the_cluster_keeps_what_the_next_cycle_mixes_in_and_nothing_else(world: World) -> None:
+    world.stage(count=3)
+    report = world.cycle("win")
+    assert not (world.home.cluster / "runs" / report.cycle_id).exists()
+    left = sorted(path.name for path in (world.home.cluster / "data/test/run000001").iterdir())
+    assert left == ["00000002.manifest.json", "00000002.zarr"], "replay_frames = 40 is one shard of 32"
+
+
+def test_every_alias_move_of_a_cycle_is_in_the_audit_trail(world: World) -> None:
+    world.stage()
+    report = world.cycle("win")
+    (move,) = world.ledger.moves(world.registry.model, CHAMPION)
+    assert (move.from_version, move.to_version, move.cycle_id) == ("", "1", report.cycle_id)
+    assert "gaussian" in move.why.lower()
