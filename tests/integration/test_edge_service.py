@@ -86,6 +86,12 @@ def until(true, deadline_s=20.0):
         time.sleep(0.005)
 
 
+def shows(home, wanted, deadline_s=20.0):
+    """Wait until the status shows what is `wanted`; returns it."""
+    until(lambda: (status := read_status(home)) is not None and wanted(status), deadline_s)
+    return read_status(home)
+
+
 def edge(home, frames, registry=None, *, on_result=None, **sections):
     # Each seal waits for the disk: shards of 256 frames would make the disk's speed the speed of these tests.
     sections = {"staging": {"frames_per_shard": 8192}, **sections}
@@ -145,13 +151,13 @@ def test_twenty_swaps_at_full_speed_mix_nothing_and_lose_nothing(home, versions_
         edge={"watch_every_s": 0.001},
     )
     with running(service) as outcome:
-        until(lambda: (status := read_status(home)) is not None and status.swaps >= 1)
+        shows(home, lambda status: status.swaps == 1)
         for swap in range(2, 23):
             versions.promote("1" if swap % 2 else "2")
-            until(lambda swap=swap: service._gauges.swaps >= swap)
+            shows(home, lambda status, swap=swap: status.swaps == swap)
     accounting = exact(outcome[0])
     assert not wrong
-    assert service._gauges.swaps == 22
+    assert read_status(home).swaps == 22
     assert accounting.frames_unstaged == {}
     assert accounting.frames_inferred == sum(frames for _, frames in seen)
     _, frames = staged(home)
@@ -175,27 +181,27 @@ def test_a_registry_that_is_away_at_the_start_and_again_later_never_stops_the_fr
             raise TransientError("No server at 127.0.0.1:5050.")
         return registry
 
-    service = EdgeService(config=small_site(), home=home, source=ScriptedSource(blocks_of(3_000_000)), registry=connect)
+    config = small_site(staging={"frames_per_shard": 8192})
+    service = EdgeService(config=config, home=home, source=ScriptedSource(blocks_of(3_000_000)), registry=connect)
     with caplog.at_level(logging.WARNING, "filmloop"), running(service) as outcome:
-        until(lambda: len(connects) > 3 and service._gauges.taken.frames_in > 100)
-        assert "No server" in read_status(home).last_problem
+        shows(home, lambda status: status.frames_in > 1000 and "No server" in status.last_problem)
+        until(lambda: len(connects) > 3)
         registry.away = False
-        until(lambda: service._gauges.version == "1")
+        mark = shows(home, lambda status: status.version == "1").frames_in
         registry.away = True
-        mark = service._gauges.taken.frames_in
-        until(lambda: service._gauges.taken.frames_in > mark + 1000)
-        assert service._gauges.version == "1"
+        assert shows(home, lambda status: status.frames_in > mark + 1000).version == "1"
+        until(lambda: sum("registry is away" in record.message for record in caplog.records) == 2)
         registry.away = False
         versions.promote("2")
-        until(lambda: service._gauges.version == "2")
-    exact(outcome[0])
+        shows(home, lambda status: status.version == "2")
+    first = exact(outcome[0])
     # Failures every 20 ms, and one line for each of the two times that it went away.
     assert sum("registry is away" in record.message for record in caplog.records) == 2
 
     registry.away = True
-    again = EdgeService(config=config, home=home, source=ScriptedSource(blocks_of(100)), registry=connect)
+    again = EdgeService(config=config, home=home, source=ScriptedSource(blocks_of(3_000_000)), registry=connect)
     with running(again):
-        until(lambda: read_status(home).version == "2")
+        shows(home, lambda status: status.version == "2" and status.frames_inferred > first.frames_inferred)
 
 
 def test_a_bad_champion_is_refused_while_frames_go_on_with_the_old_one(home, versions_of):
@@ -203,14 +209,13 @@ def test_a_bad_champion_is_refused_while_frames_go_on_with_the_old_one(home, ver
     versions.promote("1")
     service = edge(home, ScriptedSource(blocks_of(3_000_000)), versions.registry)
     with running(service) as outcome:
-        until(lambda: service._gauges.version == "1")
+        shows(home, lambda status: status.version == "1")
         weights = versions.registry._folder / "2" / "weights.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
         versions.promote("2")
-        until(lambda: (status := read_status(home)).swaps_refused == 1 and "version 2 refused" in status.last_problem)
-        mark = service._gauges.taken.frames_in
-        until(lambda: service._gauges.taken.frames_in > mark + 1000)
-        assert read_status(home).version == "1"
+        mark = shows(home, lambda status: status.swaps_refused == 1)
+        assert "version 2 refused" in mark.last_problem
+        assert shows(home, lambda status: status.frames_inferred > mark.frames_inferred + 1000).version == "1"
     exact(outcome[0])
 
 
@@ -287,8 +292,7 @@ def test_a_second_edge_is_refused_while_the_first_goes_on(home):
 def test_a_seal_request_seals_all_that_came_before_it(home):
     source = ScriptedSource(blocks_of(100), at_end=lambda: True)
     with running(edge(home, source)):
-        until(lambda: (status := read_status(home)) is not None and status.frames_in == 100)
-        assert read_status(home).frames_staged == 0
+        assert shows(home, lambda status: status.frames_in == 100).frames_staged == 0
         assert request_seal(home, "cycle-1", 5.0) is True
         assert staged(home)[1]["pulse_id"].tolist() == list(range(100))
         assert request_seal(home, "cycle-2", 5.0) is True, "nothing is open: nothing to do"
@@ -354,14 +358,12 @@ def test_a_source_that_can_wait_waits_and_nothing_is_shed(home, monkeypatch):
 def test_quality_belongs_to_the_live_version_and_starts_anew_at_a_swap(home, versions_of):
     versions = versions_of(1, 2)
     versions.promote("1")
-    service = edge(home, ScriptedSource(blocks_of(3_000_000), pause_s=0.001), versions.registry)
+    # 32 frames and 8 samples every 20 ms: the status, every 50 ms, shows each quality before the next hundred frames.
+    service = edge(home, ScriptedSource(blocks_of(3_000_000), pause_s=0.02), versions.registry)
     with running(service):
-        until(lambda: (quality := service._gauges.quality) is not None and quality.frames >= 128)
-        first = service._gauges.quality
+        first = shows(home, lambda status: status.quality is not None and status.quality.frames >= 128).quality
         versions.promote("2")
-        until(lambda: (quality := service._gauges.quality) is not None and quality.version == "2")
-        second = service._gauges.quality
-        until(lambda: read_status(home).quality is not None)
+        second = shows(home, lambda status: status.quality is not None and status.quality.version == "2").quality
     assert first.version == "1"
     assert second.frames < 128
     assert np.isfinite([first.nll, first.nll_constant, second.nll]).all()
@@ -377,9 +379,7 @@ def test_the_status_tells_rate_latency_and_version(home, versions_of):
     versions = versions_of(1)
     versions.promote("1")
     with running(edge(home, ScriptedSource(blocks_of(3_000_000)), versions.registry)):
-        until(lambda: (status := read_status(home)) is not None and status.version == "1" and status.rate_hz > 0)
-        until(lambda: read_status(home).latency_p99_ms > 0)
-        status = read_status(home)
+        status = shows(home, lambda status: status.version == "1" and status.rate_hz > 0 and status.latency_p99_ms > 0)
     assert status.state == "running"
     assert status.runtime == "torch-cpu"
     assert status.latency_p50_ms <= status.latency_p99_ms

@@ -29,6 +29,8 @@ _SCAN_FRAMES = 100
 _KICK_STEP = 3.0
 _THRESHOLDS = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2)
 """Of the mean number of hits a frame."""
+_WIDTH_FACTORS = (1.0, 1.12, 1.25)
+"""Lines fitted to few counts follow their noise and look too narrow: by 12 % at 50 hits a frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,8 @@ class TemplatePursuit:
         """Learn everything from frames that are not held out, without labels.
 
         Kick: the one whose templates correlate best, then the median radius of freely fitted lines. Width and
-        background: what the fitted lines leave. Threshold: the best thinned Poisson likelihood.
+        background: what the fitted lines leave. Threshold, and a last word on the width: the best thinned Poisson
+        likelihood. About 4 CPU-seconds for 200 frames of 16x128.
 
         Args:
             counts_NCE: Frames; `max_frames` of them, evenly spread, are used.
@@ -81,8 +84,12 @@ class TemplatePursuit:
         for _ in range(2):
             best = best._measured(counts)
         split = thin(counts.astype(np.int64), keep=keep, seed=seed)
-        tried = [replace(best, threshold_hits=share * hits) for share in _THRESHOLDS]
-        return min(tried, key=lambda pursuit: split.nll(pursuit.rate(split.input_NCE)))
+
+        def nll(pursuit: TemplatePursuit) -> float:
+            return split.nll(pursuit.rate(split.input_NCE))
+
+        best = min((replace(best, threshold_hits=share * hits) for share in _THRESHOLDS), key=nll)
+        return min((replace(best, width_bin=best.width_bin * factor) for factor in _WIDTH_FACTORS), key=nll)
 
     def rate(self, counts_NCE: npt.NDArray[np.number]) -> Floats:
         """Rates (N, C, E) float32 of counts, which may be scaled: `a / keep` of a thinned frame."""

@@ -26,12 +26,13 @@ def run(
     """Watch every frame, stage it, serve the champion; swap when the registry has a new one. SIGTERM stops it cleanly."""
     set_up_logs()
     from filmloop.edge.process import run_until_signalled
+    from filmloop.edge.status import read_status
 
     site = open_site(site_file, sets=sets or (), source=source)
     if not json:
         err.print(f"edge at site {site.config.site}, stream {site.stream}; state in {site.home.root}; SIGTERM stops it")
     with open_ledger(site) as ledger:
         service = edge_service(site, ledger, with_registry=not no_registry, stay=stay)
-        accounting = run_until_signalled(service, max_frames=frames)
-    if json:
-        print_json(accounting.as_json())
+        run_until_signalled(service, max_frames=frames)
+    if json and (status := read_status(site.home)) is not None:
+        print_json(status.as_json())

@@ -43,8 +43,8 @@ def evaluate(
         from filmloop.training.score import score_frames
 
         tell("score", f"{len(counts):,} frames, held-out ones only")
-        scores = score_frames(folder, counts, labels, pulse_ids, site.config.training.holdout)
-    scores = {"model": model, "data": data, **scores}
+        measured = score_frames(folder, counts, labels, pulse_ids, site.config.training.holdout)
+    scores: dict[str, object] = {"model": model, "data": data, **measured}
     if json:
         print_json(scores)
         return

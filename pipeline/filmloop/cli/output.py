@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
@@ -34,12 +35,21 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; plain aligned text without a terminal."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """A table on stdout. Without a terminal nothing is wrapped or cut: one line a row, aligned."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not out.is_terminal:
+        widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+        lines = [columns, *cells] if any(columns) else cells
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+        sys.stdout.write((f"{title}\n" if title else "") + text + "\n")
+        return
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_column(column, overflow="fold")
+    for row in cells:
+        table.add_row(*(escape(cell) for cell in row))
     out.print(table)
 
 

@@ -129,7 +129,11 @@ class TrainingSection(Section):
 class GatePolicy(Section):
     """When a challenger replaces the champion."""
 
-    min_gain: float = Field(0.0005, ge=0, description="smallest gain worth a swap: fewer nats a frame, as a share of the reference's mean |NLL|")
+    min_gain: float = Field(
+        0.0005,
+        ge=0,
+        description="smallest gain worth a swap: fewer nats a frame, as a share of the reference's mean |NLL|",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="two-sided, of the paired bootstrap")
     resamples: int = Field(2000, ge=100)
     min_frames: int = Field(200, ge=1, description="fewer held-out frames decide nothing")

@@ -36,10 +36,12 @@ class Launcher(Protocol):
     def submit(self, job: TrainJob) -> str:
         """Start the job; returns a handle that survives a restart of the caller.
 
-        Idempotent by `job.job_id`: a job that runs or has ended is not started again; one that was lost is.
+        Idempotent by `job.job_id`: a job that runs or has ended is not started again; one that was lost is. A job that
+        failed, passed its deadline or was cancelled stays so: make a new one.
 
         Raises:
             ConfigError: the launcher cannot run here at all.
+            DataError: the run folder belongs to another job.
             TransientError: the service is away.
         """
 
@@ -51,4 +53,8 @@ class Launcher(Protocol):
         """
 
     def cancel(self, handle: str) -> None:
-        """End the job and every process it started; one that has ended stays as it is."""
+        """End the job and every process it started; one that has ended stays as it is.
+
+        Raises:
+            DataError: no such handle.
+        """

@@ -49,7 +49,9 @@ class Mover(Protocol):
         """Start moving; returns a handle that survives a restart of the caller.
 
         Idempotent: the same `key` and items start one move however often this is called, and return the same handle.
-        Files appear at their target paths only whole and verified; until then they lie under `.incoming`.
+        A move that failed or was cancelled is taken up again; what arrived is not sent twice.
+        Files appear at their target paths only whole and verified, in the order of the items; until then they lie
+        under `.incoming`.
 
         Raises:
             DataError: a source file is absent or is not what its item says.
@@ -64,7 +66,11 @@ class Mover(Protocol):
         """
 
     def cancel(self, handle: str) -> None:
-        """Stop a move; one that has ended stays as it is."""
+        """Stop a move; one that has ended stays as it is.
+
+        Raises:
+            DataError: no such handle.
+        """
 
     def discard(self, paths: Sequence[str], *, key: str) -> None:
         """Delete files or folders below the cluster's root that nobody needs any more; absent ones are fine.

@@ -40,6 +40,22 @@ def site(tmp_path: Path, make: Make) -> MoverSite:
     return MoverSite(edge=tmp_path / "edge", cluster=tmp_path / "cluster", make=make)
 
 
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A disk that never gets a file done; the event says that a copy has begun."""
+    begun = threading.Event()
+
+    def never_done(source: Path, target: Path, *, keep_on: Callable[[], None]) -> None:
+        target.write_bytes(source.read_bytes()[:1])
+        begun.set()
+        while True:
+            keep_on()
+            time.sleep(0.001)
+
+    monkeypatch.setattr(deliver, "copy_bytes", never_done)
+    return begun
+
+
 def movers_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("move-")]
 
@@ -111,28 +127,47 @@ def test_cancel_reaches_a_move_before_its_first_file(site: MoverSite, make: Make
     assert files_below(site.cluster) == set()
 
 
-def test_cancel_stops_between_two_blocks(site: MoverSite, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deliver, "_BLOCK_BYTES", 4096)  # 16 MB are 4,000 blocks, each with a look at the marker
+def test_cancel_stops_between_two_blocks(site: MoverSite, make: Make, slow_disk: threading.Event) -> None:
     mover = make()
-    handle = mover.submit("to_cluster", site.put("to_cluster", {"f": bytes(16_000_000)}), key="k1")
+    handle = mover.submit("to_cluster", site.put("to_cluster", {"f": b"bytes"}), key="k1")
+    assert slow_disk.wait(30)
     mover.cancel(handle)
-    assert mover.poll(handle).state == "failed"
+    status = mover.poll(handle)
+    assert (status.state, status.retryable) == ("failed", True)
     assert files_below(site.cluster) == set()
     assert not any((site.cluster / ".incoming").iterdir())
 
 
+def test_the_deadline_is_seen_between_two_blocks(site: MoverSite, make: Make, slow_disk: threading.Event) -> None:
+    mover = make(deadline_s=0.2)
+    status = ended(mover, mover.submit("to_cluster", site.put("to_cluster", {"f": b"bytes"}), key="k1"))
+    assert slow_disk.is_set()
+    assert status.state == "failed"
+
+
 def test_close_leaves_no_thread_and_another_instance_goes_on(
-    site: MoverSite, make: Make, monkeypatch: pytest.MonkeyPatch
+    site: MoverSite, make: Make, slow_disk: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliver, "_BLOCK_BYTES", 4096)
     mover = make()
-    handle = mover.submit("to_cluster", site.put("to_cluster", {"f": bytes(16_000_000)}), key="k1")
+    handle = mover.submit("to_cluster", site.put("to_cluster", {"f": b"bytes"}), key="k1")
+    assert slow_disk.wait(30)
     assert movers_threads() == ["move-k1"]
     mover.close()
     assert movers_threads() == []
     assert not (site.edge.parent / "moves/k1/outcome.json").exists()
     monkeypatch.undo()
     assert ended(make(), handle).state == "succeeded"
+
+
+def test_a_copy_looks_up_after_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliver, "_BLOCK_BYTES", 1000)
+    (tmp_path / "source").write_bytes(os.urandom(2500))
+    looks: list[int] = []
+    deliver.copy_bytes(
+        tmp_path / "source", tmp_path / "t", keep_on=lambda: looks.append((tmp_path / "t").stat().st_size)
+    )
+    assert looks == [1000, 2000, 2500]
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "source").read_bytes()
 
 
 def test_no_thread_is_left_after_a_move_was_seen_to_end(site: MoverSite, make: Make) -> None:

@@ -55,9 +55,9 @@ def test_no_seed_starts_dead(name: str, seed: int) -> None:
         assert parameter.grad.abs().max() > 0, label
 
 
-@pytest.mark.parametrize("name", ["mixer", "cookienet"])
-def test_thirty_steps_of_poisson_likelihood_already_beat_the_flat_rate(name: str) -> None:
-    network, x = build(name), counts(name, 16)
+@pytest.mark.parametrize(("name", "frames"), [("mixer", 64), ("cookienet", 8)])
+def test_thirty_steps_of_poisson_likelihood_already_beat_the_flat_rate(name: str, frames: int) -> None:
+    network, x = build(name), counts(name, frames)
     flat = float((x.mean() - x * x.mean().log()).mean())
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(30):

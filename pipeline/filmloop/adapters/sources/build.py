@@ -48,7 +48,7 @@ def probe_replay(section: ReplaySource) -> tuple[tuple[int, int], int]:
     """
     from filmloop.adapters.sources.replay import open_recording
 
-    recording = open_recording(Path(section.path))
+    recording = open_recording(Path(section.path).expanduser())
     try:
         return recording.frame_shape, sum(recording.run_frames)
     finally:

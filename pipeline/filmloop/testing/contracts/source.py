@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from filmloop.core.types import FrameBlock
@@ -36,6 +38,10 @@ def keys_of(blocks: list[FrameBlock]) -> list[Key]:
     return [(block.run_number, int(pulse_id)) for block in blocks for pulse_id in block.pulse_id_N]
 
 
+def _form(array: npt.NDArray[Any]) -> tuple[tuple[int, ...], str]:
+    return array.shape, array.dtype.name
+
+
 class SourceContract:
     """Subclass it and provide the fixture `make_source`.
 
@@ -55,7 +61,7 @@ class SourceContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def source(self, make_source: SourceFactory):  # type: ignore[no-untyped-def]
+    def source(self, make_source: SourceFactory) -> Iterator[FrameSource]:
         """One open source, from its beginning."""
         source = make_source()
         source.open(after=None)
@@ -68,13 +74,12 @@ class SourceContract:
         assert sum(map(len, blocks)) == self.frames
         for block in blocks:
             shape = (len(block), *source.frame_shape)
-            assert (block.counts_NCE.shape, block.counts_NCE.dtype) == (shape, np.uint8)
-            assert (block.pulse_id_N.shape, block.pulse_id_N.dtype) == (shape[:1], np.uint64)
-            assert (block.flags_N.shape, block.flags_N.dtype) == (shape[:1], np.uint8)
+            assert _form(block.counts_NCE) == (shape, "uint8")
+            assert _form(block.pulse_id_N) == (shape[:1], "uint64")
+            assert _form(block.flags_N) == (shape[:1], "uint8")
             assert (block.label_NCE is not None) == source.labelled
             if block.label_NCE is not None:
-                assert block.label_NCE.shape == shape
-                assert block.label_NCE.dtype == np.float32
+                assert _form(block.label_NCE) == (shape, "float32")
 
     def test_a_pulse_id_comes_once_in_a_run_and_they_grow(self, source: FrameSource) -> None:
         """(run, pulse id) names a frame, and the order is that of time."""
@@ -132,7 +137,7 @@ class SourceContract:
         assert len(first) == len(second) == 5
         assert first == second or not self.goes_back
 
-    def _frames_after(self, source: FrameSource, after: Key | None, frames: int) -> dict[Key, np.ndarray]:
+    def _frames_after(self, source: FrameSource, after: Key | None, frames: int) -> dict[Key, npt.NDArray[np.uint8]]:
         source.open(after=after)
         try:
             blocks = collect(source, frames, max_frames=37)
