@@ -35,7 +35,7 @@ from filmloop.core.retry import wait_until
 from filmloop.edge.control import request_seal
 from filmloop.edge.status import is_alive, read_status
 from filmloop.launching import launch, training_job
-from filmloop.ledger import TRAINED, CycleRow, Ledger
+from filmloop.ledger import DAMAGED, TRAINED, CycleRow, Ledger
 from filmloop.ports.launcher import Launcher
 from filmloop.ports.mover import Direction, MoveItem, Mover
 from filmloop.ports.registry import CHAMPION, Registry
@@ -44,6 +44,7 @@ from filmloop.promotion.publish import promote, set_challenger, settle
 from filmloop.promotion.report import describe
 from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
+from filmloop.staging.verify import verify_shard
 
 _log = logging.getLogger(__name__)
 
@@ -137,10 +138,14 @@ def _select(cycle: _Cycle, again: bool) -> dict[str, Any]:
     """Fresh shards, older ones, the champion. From here on retention leaves the chosen shards alone."""
     parts, training = cycle.parts, cycle.parts.config.training
     states = parts.ledger.shard_states()
-    shards = [s for s in sealed_shards(parts.home.stage, parts.stream) if s.manifest.frame_shape == parts.frame_shape]
-    new = [s for s in shards if again or states.get(s.manifest.shard_id) != TRAINED]
-    fresh = _newest(new, training.max_fresh_frames)
-    replay = _newest([s for s in shards if s not in new], training.replay_frames)
+    shards = [
+        shard
+        for shard in sealed_shards(parts.home.stage, parts.stream)
+        if shard.manifest.frame_shape == parts.frame_shape and states.get(shard.shard_id) != DAMAGED
+    ]
+    new = [shard for shard in shards if again or states.get(shard.shard_id) != TRAINED]
+    fresh = _whole(cycle, _newest(new, training.max_fresh_frames))
+    replay = _whole(cycle, _newest([shard for shard in shards if shard not in new], training.replay_frames))
     frames = sum(shard.manifest.frames for shard in fresh)
     if frames < training.min_frames:
         reason = (
@@ -149,18 +154,35 @@ def _select(cycle: _Cycle, again: bool) -> dict[str, Any]:
         )
         return {"too_few": reason, "frames": frames}
     # Fresh shards beyond max_fresh_frames are passed over for good: with this cycle they count as used.
-    used, old = [s.manifest.shard_id for s in new], [s.manifest.shard_id for s in replay]
+    states = parts.ledger.shard_states()
+    used = [shard.shard_id for shard in new if states.get(shard.shard_id) != DAMAGED]
+    old = [shard.shard_id for shard in replay]
     parts.ledger.choose_shards(cycle.id, [*used, *old])
     champion = parts.registry.get(CHAMPION)
     return {
         "too_few": "",
         "frames": frames,
-        "fresh": [shard.manifest.shard_id for shard in fresh],
+        "fresh": [shard.shard_id for shard in fresh],
         "replay": old,
         "used": used,
         "champion": "" if champion is None else champion.version,
         "newest_sealed_utc": max(shard.manifest.sealed_utc for shard in fresh),
     }
+
+
+def _whole(cycle: _Cycle, shards: list[SealedShard]) -> list[SealedShard]:
+    """The shards that are what their manifests say. A damaged one is set aside: it must not fail every cycle to come."""
+    whole = []
+    for shard in shards:
+        try:
+            verify_shard(shard.manifest_path)
+        except DataError as exc:
+            _log.error("shard %s is damaged and set aside: %s", shard.shard_id, exc.message)
+            cycle.tell("select", f"shard {shard.shard_id} is damaged and set aside")
+            cycle.parts.ledger.set_aside(cycle.id, shard.shard_id)
+        else:
+            whole.append(shard)
+    return whole
 
 
 def _newest(shards: list[SealedShard], max_frames: int) -> list[SealedShard]:
@@ -259,6 +281,7 @@ def _register(cycle: _Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[s
         "filmloop.stream": parts.stream,
         "filmloop.base_version": chosen["champion"],
         "filmloop.gate": verdict.decision,
+        "filmloop.config": parts.config.model_dump_json(),
     }
     info = parts.registry.register(folder, key=cycle.id, description=text, tags=tags, metrics=result.metrics)
     set_challenger(
@@ -379,7 +402,7 @@ def _ship(cycle: _Cycle, step: str, direction: Direction, items: list[MoveItem])
 
 
 def _shards(cycle: _Cycle, shard_ids: list[str]) -> list[SealedShard]:
-    by_id = {shard.manifest.shard_id: shard for shard in sealed_shards(cycle.parts.home.stage, cycle.parts.stream)}
+    by_id = {shard.shard_id: shard for shard in sealed_shards(cycle.parts.home.stage, cycle.parts.stream)}
     if gone := [shard_id for shard_id in shard_ids if shard_id not in by_id]:
         raise DataError(
             f"Shard {gone[0]} was chosen by this cycle and is gone or damaged.",

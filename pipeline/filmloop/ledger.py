@@ -42,6 +42,8 @@ _SCHEMA_VERSION = 1
 
 TRAINED = "trained"
 """A shard that a finished cycle has trained on; retention may delete it."""
+DAMAGED = "damaged"
+"""A shard whose bytes are not what its manifest says; no cycle takes it, and it is kept for a person to look at."""
 IN_CYCLE = "in_cycle"
 """A shard that an open cycle has chosen; nothing may delete it."""
 
@@ -205,6 +207,11 @@ class Ledger:
                     "INSERT OR IGNORE INTO shards (shard_id, state, cycle_id, utc) VALUES (?, ?, ?, ?)",
                     (shard_id, IN_CYCLE, cycle_id, utc_now()),
                 )
+
+    def set_aside(self, cycle_id: str, shard_id: str) -> None:
+        """Mark a shard as damaged."""
+        with self._transaction():
+            self._mark(shard_id, DAMAGED, cycle_id)
 
     def shard_states(self) -> dict[str, str]:
         """State by shard id; a shard that is not listed is sealed and fresh."""

@@ -102,7 +102,9 @@ def _model(site: Site) -> Finding:
     except ValueError as exc:
         return Finding(item="model", state="fail", detail=str(exc), hint="Mend [model] or [frame] in the site file.")
     parameters = sum(p.numel() for p in module.parameters())
-    return Finding(item="model", state="ok", detail=f"{name}: {parameters:,} parameters, frames {site.config.frame_shape}")
+    return Finding(
+        item="model", state="ok", detail=f"{name}: {parameters:,} parameters, frames {site.config.frame_shape}"
+    )
 
 
 def _source(site: Site) -> Finding:
@@ -159,7 +161,10 @@ def _launcher(site: Site) -> Finding:
     detail = f"torchrun with {section.processes} ranks of {section.threads} threads on {cores} cores"
     if wanted > cores:
         return Finding(
-            item="launcher", state="warn", detail=detail, hint="Lower [launcher] processes or threads: ranks would wait."
+            item="launcher",
+            state="warn",
+            detail=detail,
+            hint="Lower [launcher] processes or threads: ranks would wait.",
         )
     return Finding(item="launcher", state="ok", detail=detail)
 

@@ -93,9 +93,7 @@ def test_killed_at_every_point_in_turn_and_rerun_it_ends_like_an_undisturbed_run
     site.stage()
     points = POINTS + (PROMOTION_POINTS if undisturbed["outcome"] == "promoted" else [])
     order = [*STEPS, "alias", "promote", "live", "cycle"]
-    killed = [
-        point for point in sorted(points, key=lambda p: order.index(p.split(":")[0])) if site.kill_at(point) != 0
-    ]
+    killed = [point for point in sorted(points, key=lambda p: order.index(p.split(":")[0])) if site.kill_at(point) != 0]
     assert killed == sorted(points, key=lambda p: order.index(p.split(":")[0])), "every point was reached once"
     report = site.cycle()
     print(json.dumps({"kills": len(killed)}), file=sys.stderr)
@@ -105,5 +103,3 @@ def test_killed_at_every_point_in_turn_and_rerun_it_ends_like_an_undisturbed_run
 def test_the_cycle_was_promoted_so_that_promotion_was_killed_too(undisturbed: dict[str, Any]) -> None:
     assert undisturbed["outcome"] == "promoted"
     assert undisturbed["left on the cluster"] == []
-
-

@@ -18,7 +18,7 @@ from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
 from filmloop.core.errors import DataError, TrainingError, TransientError
 from filmloop.cycle import CycleParts, run_cycle
-from filmloop.ledger import TRAINED, Ledger
+from filmloop.ledger import DAMAGED, TRAINED, Ledger
 from filmloop.ports.launcher import LaunchStatus
 from filmloop.ports.registry import CHALLENGER, CHAMPION
 from filmloop.promotion.publish import promote
@@ -277,6 +277,23 @@ def test_a_shard_that_vanished_after_it_was_chosen_fails_the_cycle_with_its_name
     with pytest.raises(DataError, match="test/run000001/00000001") as caught:
         world.cycle("win")
     assert "shards verify" in caught.value.hint
+
+
+def test_a_damaged_shard_is_set_aside_once_and_the_cycle_goes_on_without_it(world: World) -> None:
+    world.stage(count=3)
+    counts = world.home.stage / "test/run000001/00000001.zarr/counts/c/0/0/0"
+    data = bytearray(counts.read_bytes())
+    data[len(data) // 2] ^= 1
+    counts.write_bytes(data)
+    report = world.cycle("win")
+    assert (report.outcome, report.frames) == ("promoted", 64)
+    states = world.ledger.shard_states()
+    assert states["test/run000001/00000001"] == DAMAGED
+    assert not world.ledger.may_expire("test/run000001/00000001"), "a person may want to look at it"
+    world.stage(count=2)
+    world.cycle("win", again=True)
+    chosen = {ref.shard_id for ref in world.trainer.jobs[-1].fresh + world.trainer.jobs[-1].replay}
+    assert "test/run000001/00000001" not in chosen
 
 
 def test_a_bundle_of_another_job_is_refused(world: World) -> None:

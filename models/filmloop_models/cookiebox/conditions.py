@@ -22,10 +22,10 @@ class Conditions(_Frozen):
     )
     intensity: float = Field(1.0, ge=0, description="factor on all photo lines")
     polarisation: float = Field(0.0, ge=-1, le=1, description="anisotropy: 1 + polarisation * cos(2 (theta - angle))")
-    polarisation_angle_rad: float = 0.0
+    polarisation_angle_rad: float = Field(0.0, description="angle of the polarisation")
     gain: float = Field(1.0, ge=0, description="factor on every channel")
     gain_spread: float = Field(0.0, ge=0, description="fixed channel-to-channel spread, 1 sigma, drawn from the seed")
-    dead_channels: tuple[int, ...] = ()
+    dead_channels: tuple[int, ...] = Field((), description="channels that count nothing")
     dark_per_bin: float = Field(0.0005, ge=0, description="dark counts a bin and shot")
     secondary_fraction: float = Field(
         0.02, ge=0, description="broad secondary electrons, as a share of the line's counts"
@@ -37,8 +37,8 @@ class Conditions(_Frozen):
 class DriftStep(_Frozen):
     """Conditions move linearly from their former values to these between two frame numbers."""
 
-    from_frame: int = Field(ge=0)
-    to_frame: int | None = Field(None, description="None: a sudden step at `from_frame`")
+    from_frame: int = Field(ge=0, description="number of the frame where the step begins")
+    to_frame: int | None = Field(None, description="where it ends; not set: a sudden step at `from_frame`")
     set: dict[str, float | list[int]] = Field(description="keys of `conditions` and their new values")
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 The brightest line in what is still unexplained is found by correlation with all centres and phases at once (matching
 pursuit, Mallat and Zhang, IEEE Trans. Signal Process. 41, 1993; by FFT along energy), then all lines so far are fitted
 to the counts, and so on until the brightest one is too faint to believe. It knows the physics that a network has to
-learn, and needs about a hundred times the time of one.
+learn, and needs about fifty times the time of one.
 
 Shape suffixes: N frames, C channels, E energy bins, P lines of a frame, K (amplitude, centre, x, y), F frequencies,
 A phases.

@@ -28,13 +28,16 @@ def evaluate(
     """
     set_up_logs(quiet=True)
     from filmloop.adapters.sources.replay import read_labelled
+    from filmloop.bundle import verify_bundle
 
     site = open_site(site_file, sets=sets or (), source=f"replay:{data}")
     with Progress() as tell:
         tell("read", data)
         counts, labels, pulse_ids = read_labelled(Path(data), limit)
         folder = Path(model)
-        if not (folder / "result.json").is_file():
+        if (folder / "result.json").is_file():
+            verify_bundle(folder)
+        else:
             from filmloop.shipping import local_bundle
 
             registry = open_registry(site, start=True, tell=tell)

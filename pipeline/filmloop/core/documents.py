@@ -152,28 +152,28 @@ class WeightsRef(Document):
 class TrainHyper(Document):
     """How to train. Defaults are the recipe of DESIGN section 6, measured on public simulator frames."""
 
-    mode: Literal["thinning", "labelled"] = "thinning"
+    mode: Literal["thinning", "labelled"] = Field("thinning", description="thinning needs no labels")
     batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
-    learning_rate: float = Field(default=2e-3, gt=0)
-    warmup_steps: int = Field(default=100, ge=0)
-    max_steps: int = Field(default=3000, ge=1)
-    max_epochs: int = Field(default=100, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0, description="of Adam, at its peak; a cosine takes it to 0")
+    warmup_steps: int = Field(default=100, ge=0, description="steps over which the learning rate rises")
+    max_steps: int = Field(default=3000, ge=1, description="stop after this many steps")
+    max_epochs: int = Field(default=100, ge=1, description="stop after this many passes over the frames")
     train_s: float = Field(default=60.0, gt=0, description="stop after this many seconds of training")
     keep_low: float = Field(default=0.5, gt=0, lt=1, description="thinning keeps a share p ~ U(keep_low, keep_high)")
-    keep_high: float = Field(default=0.95, gt=0, lt=1)
-    gradient_clip: float = Field(default=1.0, gt=0)
-    evaluate_every_steps: int = Field(default=250, ge=1)
+    keep_high: float = Field(default=0.95, gt=0, lt=1, description="see keep_low")
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
+    evaluate_every_steps: int = Field(default=250, ge=1, description="steps between two looks at the hold-out")
     patience_evaluations: int = Field(default=4, ge=1, description="stop early after so many without a better hold-out")
-    checkpoint_every_s: float = Field(default=15.0, gt=0)
+    checkpoint_every_s: float = Field(default=15.0, gt=0, description="seconds between two checkpoints")
 
 
 class HoldoutPolicy(Document):
     """Which frames are held out, and how they are thinned for the score."""
 
-    permille: int = Field(default=100, ge=1, le=500)
+    permille: int = Field(default=100, ge=1, le=500, description="of 1000 frames, how many are held out")
     max_frames: int = Field(default=4000, ge=10, description="the newest of them")
     keep: float = Field(default=0.75, gt=0, lt=1, description="share of the counts that the model sees")
-    seed: int = Field(default=20240901, ge=0)
+    seed: int = Field(default=20240901, ge=0, description="of the thinning of held-out frames")
 
 
 class TrainJob(Document):

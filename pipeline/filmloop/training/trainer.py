@@ -102,7 +102,7 @@ def train(
                 ids={"job_id": job.job_id},
             )
 
-    now.elapsed_s = before_s + time.monotonic() - started_s
+    session.agree(before_s + time.monotonic() - started_s, False)
     session.finish()
     return now
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_the_deadline_ends_a_move_that_may_be_tried_again(site: MoverSite, make:
     assert "mover.deadline_s" in status.detail
     patient = make()
     assert ended(patient, patient.submit("to_cluster", items, key="k1")).state == "succeeded"
+
+
+def test_a_failure_is_taken_up_again_while_its_worker_still_goes_home(site: MoverSite, make: Make) -> None:
+    items = site.put("to_cluster", {"f": b"bytes"})
+    hurried, patient = make(deadline_s=1e-9), make()
+    ended(hurried, hurried.submit("to_cluster", items, key="k1"))
+    hurried.close()
+    with ExitStack() as stack:
+        assert stack.enter_context(try_lock(site.edge.parent / "moves/k1/lock"))
+        threading.Timer(0.2, stack.pop_all().close).start()
+        assert ended(patient, patient.submit("to_cluster", items, key="k1")).state == "succeeded"
 
 
 def test_cancel_reaches_a_move_before_its_first_file(site: MoverSite, make: Make) -> None:

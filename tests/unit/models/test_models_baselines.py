@@ -84,6 +84,7 @@ def test_the_pursuit_finds_the_pulses() -> None:
     assert right.mean() > 0.7
     one = np.flatnonzero(right & (frames.npulses_N[400:] == 1))
     assert frames.phase_NP is not None
+    np.testing.assert_allclose(np.hypot(*line_NPK[one, 0, 2:].T), tuned(NORMAL)[1].kick_bin, rtol=1e-5)
     found, true = np.arctan2(line_NPK[one, 0, 3], line_NPK[one, 0, 2]), frames.phase_NP[400:][one, 0]
     assert np.degrees(np.median(np.abs(np.angle(np.exp(1j * (found - true)))))) < 0.6  # shot noise allows 0.36
 

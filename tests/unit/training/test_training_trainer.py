@@ -83,22 +83,24 @@ def test_lines_after_the_checkpoint_are_written_once(folder: Path, shard: ShardR
 
 
 def test_the_best_weights_ship_not_the_last(folder: Path, shard: ShardRef) -> None:
-    # A learning rate that is far too high makes the score jump about.
-    job = small_job(folder, shard, hyper={"learning_rate": 0.3, "warmup_steps": 0, "evaluate_every_steps": 2})
+    # At this rate the network only gets worse than it was untrained.
+    hyper = {"learning_rate": 10.0, "warmup_steps": 0, "evaluate_every_steps": 2, "max_steps": 4}
+    job = small_job(folder, shard, hyper=hyper)
     module, progress = _train(job, folder)
     report = evaluate(rate_function(module), load_data(job).holdout, "challenger")
     scores = [line["nll"] for line in _lines(folder) if "nll" in line]
-    assert report.nll == pytest.approx(min(scores), rel=1e-5)
-    assert progress.best_score < scores[-1]
+    assert progress.best_step == 0
+    assert scores[0] < scores[-1]
+    assert report.nll == pytest.approx(scores[0], rel=1e-5)
 
 
 def test_patience_ends_a_run_that_gets_no_better(folder: Path, shard: ShardRef) -> None:
-    job = small_job(
-        folder, shard, hyper={"learning_rate": 1e-12, "evaluate_every_steps": 2, "patience_evaluations": 3}
-    )
-    _, progress = _train(job, folder)
+    hyper = {"learning_rate": 10.0, "warmup_steps": 0, "evaluate_every_steps": 2, "patience_evaluations": 3}
+    _, progress = _train(small_job(folder, shard, hyper=hyper), folder)
     assert progress.status == "early_stop"
-    assert progress.step < 40
+    assert progress.step == 6
+    assert progress.best_step == 0
+    assert progress.loss_last > 0  # of steps that no line had told of yet
 
 
 def test_the_time_limit_ends_a_run(folder: Path, shard: ShardRef) -> None:
@@ -113,7 +115,7 @@ def test_the_deadline_of_the_job_is_kept_too(folder: Path, shard: ShardRef) -> N
 
 
 def test_gradients_that_stay_non_finite_are_an_error(folder: Path, shard: ShardRef) -> None:
-    job = small_job(folder, shard, hyper={"learning_rate": 1e38, "warmup_steps": 0, "evaluate_every_steps": 100})
+    job = small_job(folder, shard, hyper={"learning_rate": 1e30, "warmup_steps": 0, "evaluate_every_steps": 100})
     with pytest.raises(TrainingError, match="11 steps in a row") as caught:
         _train(job, folder)
     assert "learning_rate" in caught.value.hint
@@ -148,5 +150,5 @@ def test_labelled_training_learns_the_labels(folder: Path, tmp_path: Path) -> No
     shard = staged_frames(tmp_path / "stage", counts, label_NCE=counts.astype("float32") / 7)
     _, progress = _train(small_job(folder, shard, hyper={"mode": "labelled"}), folder)
     scores = [line["mse"] for line in _lines(folder) if "mse" in line]
-    assert scores[-1] < 0.8 * scores[0]
+    assert scores[-1] < 0.9 * scores[0]  # the least possible is that of the true rate, about 0.6
     assert progress.best_score == min(scores)

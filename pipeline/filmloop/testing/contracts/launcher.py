@@ -196,8 +196,8 @@ class LauncherContract:
         assert launcher.poll(handle) == before
 
     def test_the_deadline_ends_every_process(self, site: LauncherSite) -> None:
-        # 3 s: long enough for two interpreters to start on a loaded machine.
-        job, launcher = site.job("hang", deadline_s=3.0), site.make()
+        # 5 s: long enough for two interpreters to start on a loaded machine; 0.3 s on an idle one.
+        job, launcher = site.job("hang", deadline_s=5.0), site.make()
         handle = launcher.submit(job)
         pids = started(job, processes=2)
         status = ended(launcher, handle)

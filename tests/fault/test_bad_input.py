@@ -1,0 +1,216 @@
+"""Bad input, one table: every case ends with its exit code and a hint, and leaves the state as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from filmloop.core.documents import ModelChoice
+from filmloop.testing.models import make_model_bundle, seal_bundle
+from filmloop.testing.shards import example_block, write_shard
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Every file below a folder, but SQLite's side files and locks, which opening alone may touch."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith((".lock", "-wal", "-shm", "ledger.sqlite"))
+    }
+
+
+def counts_file(home: Path) -> Path:
+    return home / "stage/simulator/run000001/00000000.zarr/counts/c/0/0/0"
+
+
+def truncate(home: Path) -> None:
+    path = counts_file(home)
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(home: Path) -> None:
+    path = counts_file(home)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def lose_file(home: Path) -> None:
+    counts_file(home).unlink()
+
+
+def edit_manifest(home: Path) -> None:
+    path = home / "stage/simulator/run000001/00000000.manifest.json"
+    path.write_text(path.read_text().replace('"frames": 64', '"frames": 65'))
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip, lose_file, edit_manifest])
+def test_a_damaged_shard_is_found_by_verify_and_named(
+    filmloop: Any, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    home = tmp_path / "home"
+    for seq in range(2):
+        block = example_block(64, first_pulse_id=64 * seq, frame_shape=(16, 128))
+        write_shard(home / "stage", block, stream="simulator", seq=seq)
+    command = filmloop(home)
+    assert command.json("shards", "verify")["damaged"] == {}
+    spoil(home)
+    before = fingerprint(home)
+    found = command.json("shards", "verify", code=5)
+    assert [name for name in found["damaged"] if "00000000" in name], found
+    assert (found["shards"] - found["whole"] == 1) or found["shards"] == 1
+    assert fingerprint(home) == before
+
+
+def nan_weights(bundle: Path) -> None:
+    arrays = load_file(bundle / "weights.safetensors")
+    name = sorted(arrays)[0]
+    save_file({**arrays, name: np.full_like(arrays[name], np.nan)}, bundle / "weights.safetensors")
+    seal_bundle(bundle, ModelChoice(name="mixer", frame_shape=(16, 128)))
+
+
+def pickled_weights(bundle: Path) -> None:
+    (bundle / "weights.safetensors").write_bytes(pickle.dumps({"weight": np.zeros(3)}))
+    seal_bundle(bundle, ModelChoice(name="mixer", frame_shape=(16, 128)))
+
+
+def flipped_weights(bundle: Path) -> None:
+    data = bytearray((bundle / "weights.safetensors").read_bytes())
+    data[-9] ^= 16
+    (bundle / "weights.safetensors").write_bytes(data)
+
+
+def other_shape(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    make_model_bundle(bundle, frame_shape=(8, 128))
+
+
+@pytest.fixture(scope="module")
+def recorded(filmloop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
+    filmloop(folder / "home").run("simulate", str(folder / "frames.h5"), "--frames", "300")
+    return folder / "frames.h5"
+
+
+@pytest.mark.parametrize("spoil", [nan_weights, pickled_weights, flipped_weights, other_shape])
+def test_unfit_weights_are_never_loaded(
+    filmloop: Any, tmp_path: Path, recorded: Path, spoil: Callable[[Path], None]
+) -> None:
+    bundle = make_model_bundle(tmp_path / "bundle")
+    spoil(bundle)
+    before = fingerprint(tmp_path)
+    error = filmloop(tmp_path / "home").json("evaluate", "--model", str(bundle), "--data", str(recorded), code=5)
+    assert error["error"] in ("VerificationError", "DataError")
+    assert not error["retryable"]
+    assert fingerprint(tmp_path) == before
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that must fail: its words, exit code, and what message and hint must name."""
+
+    words: tuple[str, ...]
+    code: int
+    message: str
+    hint: str
+
+
+CASES = {
+    "unknown key in the site file": Case(("status", "--set", "edge.batch_frame=3"), 2, "batch_frames", "config.md"),
+    "value out of range": Case(("status", "--set", "training.hyper.learning_rate=-1"), 2, "learning_rate", "config.md"),
+    "absent site file": Case(("status", "--site", "/nowhere/site.toml"), 2, "/nowhere/site.toml", "--site"),
+    "absent recording": Case(("retrain", "--source", "replay:/nowhere/f.h5"), 5, "/nowhere/f.h5", "replay:FILE"),
+    "unknown source": Case(("edge", "run", "--source", "detector"), 2, "detector", "--source"),
+    "set without =": Case(("status", "--set", "training.min_frames"), 2, "no '='", "--set"),
+    "unknown model": Case(("edge", "run", "--frames", "1", "--set", "model.name=mixr"), 2, "mixr", "model"),
+    "dead channel that is not there": Case(
+        ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_command_says_what_and_how_to_mend_it(filmloop: Any, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    argv = filmloop(tmp_path / "home").argv(*case.words, "--json")
+    if "--site" in case.words:
+        argv = argv[:-2]
+    check_refusal(filmloop(tmp_path / "home"), argv, tmp_path, case)
+
+
+def check_refusal(command: Any, argv: list[str], folder: Path, case: Case) -> None:
+    done = subprocess.run(
+        argv, env=command.env(), cwd=folder, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == case.code, done.stdout + done.stderr
+    assert case.message in done.stdout
+    assert case.hint in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_recording_of_another_shape_than_the_site_is_refused_with_the_keys_to_set(
+    filmloop: Any, tmp_path: Path, recorded: Path
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(f'[frame]\nchannels = 8\n[source]\nkind = "replay"\npath = "{recorded}"\n')
+    command = filmloop(tmp_path / "home")
+    argv = [*command.argv("edge", "run", "--no-registry", "--json")[:-2], "--site", str(site)]
+    check_refusal(command, argv, tmp_path, Case((), 2, "(16, 128)", "channels"))
+
+
+def test_a_port_in_use_is_named_and_nothing_is_started(filmloop: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        error = filmloop(tmp_path / "home", f"registry.port={port}").json("registry", "start", code=2)
+    assert str(port) in error["message"]
+    assert "port" in error["hint"]
+
+
+@contextmanager
+def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(filmloop: Any, tmp_path: Path) -> None:
+    with tiny_disk(tmp_path / "disk", "3m") as disk:
+        command = filmloop(disk / "home", "source.rate_hz=0", "staging.frames_per_shard=1024")
+        command.run("edge", "run", "--no-registry", "--frames", "2048")
+        whole = command.json("shards", "verify")
+        with (disk / "ballast").open("wb") as ballast:
+            try:
+                while ballast.write(bytes(65536)):
+                    ballast.flush()
+            except OSError:
+                pass
+        error = command.json("retrain", "--no-edge", "--set", "training.min_frames=1", code=3)
+        assert error["retryable"]
+        assert "space" in (error["message"] + error["hint"]).lower()
+        (disk / "ballast").unlink()
+        assert command.json("shards", "verify") == whole
+        assert whole["shards"] == whole["whole"] > 0
