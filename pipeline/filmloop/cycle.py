@@ -34,6 +34,7 @@ from filmloop.core.log import log_context
 from filmloop.core.retry import wait_until
 from filmloop.edge.control import request_seal
 from filmloop.edge.status import is_alive, read_status
+from filmloop.housekeeping import remove_old
 from filmloop.launching import launch, training_job
 from filmloop.ledger import DAMAGED, TRAINED, CycleRow, Ledger
 from filmloop.ports.launcher import Launcher
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "refuse": "refused", "undecided": "undecided"}
 _SEAL_DEADLINE_S = 10.0
 _LIVE_DEADLINE_S = 30.0
+_KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
+_KEEP_WEIGHTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,7 +357,7 @@ def _finish(cycle: _Cycle, outcome: Outcome, message: str, chosen: dict[str, Any
 
 
 def _tidy(cycle: _Cycle) -> None:
-    """Free what the cluster no longer needs: this run's folder, and shards too old to be mixed in again."""
+    """Free what neither side needs any more: this run's folder, shards too old to be mixed in, old bundles."""
     parts = cycle.parts
     shards = sealed_shards(parts.home.stage, parts.stream)
     kept = _newest(shards, max(parts.config.training.replay_frames, 1))
@@ -363,6 +366,7 @@ def _tidy(cycle: _Cycle) -> None:
         parts.mover.discard([f"runs/{cycle.id}", *old], key=f"{cycle.id}-tidy")
     except FilmloopError as exc:
         _log.warning("the cluster was not tidied: %s", exc.message)
+    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=_KEEP_WEIGHTS)
 
 
 def _resumable(parts: CycleParts) -> CycleRow | None:

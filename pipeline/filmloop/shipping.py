@@ -11,7 +11,7 @@ from pathlib import Path
 from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
 from filmloop.core.documents import FileDigest, ShardRef
-from filmloop.core.errors import DataError
+from filmloop.core.errors import DataError, TransientError
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
 from filmloop.ports.registry import Registry
@@ -92,8 +92,8 @@ def move(
     Keys are derived from `key`, so that a caller which was killed finds its own moves again.
 
     Raises:
-        DataError: a file is not what it should be, or three attempts failed.
-        TransientError: the deadline passed; the next call goes on with the same move.
+        DataError: a file is not what it should be.
+        TransientError: the deadline passed, or three attempts failed for a passing reason; the next call goes on.
     """
     for attempt in range(1, _MOVE_ATTEMPTS + 1):
         handle = mover.submit(direction, items, key=f"{key}-{attempt}")
@@ -111,6 +111,8 @@ def move(
             return {"files": len(items), "bytes": sum(item.size_bytes for item in items)}
         if not status.retryable:
             break
-    raise DataError(
-        f"The move {direction} failed: {status.detail}", hint="`filmloop shards verify` checks the files on this side."
+    error = TransientError if status.retryable else DataError
+    raise error(
+        f"The move {direction} failed: {status.detail}",
+        hint="`filmloop shards verify` checks the files on this side; rerunning goes on with what is missing.",
     )

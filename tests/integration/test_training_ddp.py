@@ -20,8 +20,6 @@ from filmloop.core.fsio import try_lock
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
 from filmloop.training.score import score_frames
 
-DATA = Path(os.environ.get("FILMLOOP_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
-
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> ShardRef:
@@ -34,13 +32,14 @@ def _start(job: TrainJob, ranks: int) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     job.write(folder / "job.json")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.Popen(
-        [*torchrun, "-m", "filmloop.training.entry", str(folder / "job.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "run.log").open("a"),
-        text=True,
-    )
+    with (folder / "run.log").open("a") as log:
+        return subprocess.Popen(
+            [*torchrun, "-m", "filmloop.training.entry", str(folder / "job.json")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
 
 
 def _finish(job: TrainJob, ranks: int) -> None:
@@ -83,7 +82,7 @@ def test_one_rank_and_two_agree(tmp_path: Path, shard: ShardRef) -> None:
 
 def test_a_job_killed_and_then_terminated_ends_with_a_whole_bundle(tmp_path: Path, shard: ShardRef) -> None:
     folder = tmp_path / "run"
-    hyper = {"max_steps": 1500, "checkpoint_every_s": 0.2, "patience_evaluations": 1000, "max_epochs": 1000}
+    hyper = {"max_steps": 600, "checkpoint_every_s": 0.2, "patience_evaluations": 1000, "max_epochs": 1000}
     job = small_job(folder, shard, hyper=hyper)
 
     killed = _start(job, 2)
@@ -108,10 +107,10 @@ def test_a_job_killed_and_then_terminated_ends_with_a_whole_bundle(tmp_path: Pat
     _finish(job, 2)
     result = verify_bundle(folder / "bundle")
     assert result.resumed_from_step >= at_kill + 50 - 10  # written at SIGTERM; the ranks agree every ten steps
-    assert result.steps == 1500
+    assert result.steps == 600
     assert not (folder / "error.json").exists()
     lines = [json.loads(line) for line in (folder / "bundle" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(10, 1501, 10))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(10, 601, 10))
 
 
 def test_a_failing_rank_leaves_its_error(tmp_path: Path) -> None:
@@ -120,17 +119,11 @@ def test_a_failing_rank_leaves_its_error(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "error.json").read_text())["exit_code"] == 6
 
 
-def _real(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not (DATA / name).is_file():
-        pytest.skip(f"FILMLOOP_DATA not found: {DATA / name}")
-    counts, label, pulse_id = read_labelled(DATA / name)
-    assert label is not None
-    return counts, label, pulse_id
-
-
 @pytest.mark.slow
-def test_real_frames_are_denoised_better_than_by_the_tuned_gaussian_without_labels(tmp_path: Path) -> None:
-    counts, label, pulse_id = _real("cookiesimslim_16ch_stacked.h5")
+def test_real_frames_are_denoised_better_than_by_the_tuned_gaussian_without_labels(
+    tmp_path: Path, sample: Callable[[str], Path]
+) -> None:
+    counts, label, pulse_id = read_labelled(sample("cookiesimslim_16ch_stacked.h5"))
     # 1500 steps: 40 s on two free cores. Steps and not seconds, so that a busy machine reaches the same weights.
     job = TrainJob(
         job_id="real",
@@ -147,8 +140,8 @@ def test_real_frames_are_denoised_better_than_by_the_tuned_gaussian_without_labe
 
 
 @pytest.mark.slow
-def test_the_published_128_channel_frames_train(tmp_path: Path) -> None:
-    counts, label, pulse_id = _real("cookienetae_128ch_a.h5")
+def test_the_published_128_channel_frames_train(tmp_path: Path, sample: Callable[[str], Path]) -> None:
+    counts = read_labelled(sample("cookienetae_128ch_a.h5"))[0]
     job = TrainJob(
         job_id="real-128",
         model=ModelChoice(name="mixer", frame_shape=(128, 128)),

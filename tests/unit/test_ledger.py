@@ -45,7 +45,9 @@ def test_history_is_newest_first(ledger: Ledger) -> None:
     assert [row.cycle_id for row in ledger.history(2)] == ids[:0:-1]
 
 
-def test_a_step_that_is_done_comes_back_with_its_result_and_one_that_was_cut_off_with_its_handle(ledger: Ledger) -> None:
+def test_a_step_that_is_done_comes_back_with_its_result_and_one_that_was_cut_off_with_its_handle(
+    ledger: Ledger,
+) -> None:
     cycle = ledger.start_cycle().cycle_id
     assert ledger.begin_step(cycle, "move").result is None
     ledger.keep_handle(cycle, "move", "h1")

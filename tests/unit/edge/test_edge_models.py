@@ -116,17 +116,18 @@ def reshape_model(folder):
     make_model_bundle(folder, frame_shape=(4, 32), seed=9)
 
 
-BEFORE_REGISTERING = [
-    make_nan,
-    pickle_weights,
-    torch_save_weights,
-    lose_a_parameter,
-    change_golden,
-    empty_golden,
-    rename_model,
-    reshape_model,
-]
-IN_THE_REGISTRY = [flip_a_bit, drop_a_file]
+# What is done to the bundle, and a word of the reason that a person reads.
+BEFORE_REGISTERING = {
+    make_nan: "not finite",
+    pickle_weights: "safetensors",
+    torch_save_weights: "safetensors",
+    lose_a_parameter: "does not fit the network",
+    change_golden: "differs from its golden pair",
+    empty_golden: "golden pair",
+    rename_model: "this site wants mixer",
+    reshape_model: "this site wants mixer",
+}
+IN_THE_REGISTRY = {flip_a_bit: "SHA-256 differs", drop_a_file: "lost its file"}
 
 
 @pytest.mark.parametrize("spoil", [*BEFORE_REGISTERING, *IN_THE_REGISTRY], ids=lambda spoil: spoil.__name__)
@@ -146,6 +147,7 @@ def test_a_bad_version_is_refused_with_a_reason_and_the_old_one_stays(tmp_path, 
     assert offer.take() is None
     assert gauges.swaps_refused == 1
     assert f"version {bad} refused" in gauges.last_problem
+    assert {**BEFORE_REGISTERING, **IN_THE_REGISTRY}[spoil] in gauges.last_problem
     assert ModelStore(small_site(), home).remembered()[0].version == good
     assert sorted(path.name for path in home.edge_models.iterdir()) == [good]
     watcher.look()

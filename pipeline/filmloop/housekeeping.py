@@ -1,0 +1,27 @@
+"""What a site that runs for weeks must not keep for ever. Reports and verdicts stay; the registry has every bundle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from filmloop.config.paths import Home
+
+
+def remove_old(home: Home, *, keep_cycles: int, keep_weights: int) -> None:
+    """Remove the bundles and move journals of all but the newest cycles, and all but the newest downloaded weights.
+
+    Cycle ids sort by time. What cannot be removed now is removed after a later cycle.
+    """
+    for cycle in sorted(path for path in _children(home.cycles) if path.is_dir())[:-keep_cycles]:
+        shutil.rmtree(cycle / "bundle", ignore_errors=True)
+        for journal in _children(home.moves):
+            if journal.name.startswith(f"{cycle.name}-"):
+                shutil.rmtree(journal, ignore_errors=True)
+    for model in _children(home.weights):
+        for version in sorted(_children(model), key=lambda path: path.stat().st_mtime)[:-keep_weights]:
+            shutil.rmtree(version, ignore_errors=True)
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

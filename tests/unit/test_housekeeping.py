@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+
+from filmloop.config.paths import Home
+from filmloop.housekeeping import remove_old
+
+
+def test_only_the_newest_cycles_keep_their_bundles_and_every_cycle_keeps_its_report(home: Home) -> None:
+    for number in range(4):
+        cycle = home.cycles / f"c2026010{number}-000000-aaaa"
+        (cycle / "bundle").mkdir(parents=True)
+        (cycle / "report.md").write_text("kept")
+        (home.moves / f"{cycle.name}-move-1").mkdir(parents=True)
+    remove_old(home, keep_cycles=2, keep_weights=1)
+    cycles = sorted(home.cycles.iterdir())
+    assert [(cycle / "bundle").exists() for cycle in cycles] == [False, False, True, True]
+    assert all((cycle / "report.md").exists() for cycle in cycles)
+    assert sorted(path.name for path in home.moves.iterdir()) == [f"{cycle.name}-move-1" for cycle in cycles[2:]]
+
+
+def test_the_newest_downloaded_weights_stay(home: Home) -> None:
+    for version in (9, 10, 11):
+        folder = home.weights / "model" / str(version)
+        folder.mkdir(parents=True)
+        os.utime(folder, (version, version))
+    remove_old(home, keep_cycles=1, keep_weights=2)
+    assert sorted(path.name for path in (home.weights / "model").iterdir()) == ["10", "11"]
+
+
+def test_an_empty_home_is_fine(home: Home) -> None:
+    remove_old(home, keep_cycles=1, keep_weights=1)
