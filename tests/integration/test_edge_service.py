@@ -92,7 +92,7 @@ def shows(home, wanted, deadline_s=20.0):
     return read_status(home)
 
 
-def edge(home, frames, registry=None, *, on_result=None, **sections):
+def edge(home, frames, registry=None, *, on_result=None, stay=False, **sections):
     # Each seal waits for the disk: shards of 256 frames would make the disk's speed the speed of these tests.
     sections = {"staging": {"frames_per_shard": 8192}, **sections}
     return EdgeService(
@@ -101,6 +101,7 @@ def edge(home, frames, registry=None, *, on_result=None, **sections):
         source=frames,
         registry=None if registry is None else lambda: registry,
         on_result=on_result,
+        stay=stay,
     )
 
 
@@ -390,3 +391,14 @@ def test_the_folder_is_free_again_after_a_stop(home):
     edge(home, ScriptedSource(blocks_of(10))).run(threading.Event())
     with only_edge(home):
         pass
+
+
+def test_an_edge_told_to_stay_takes_new_versions_and_requests_after_the_end_of_the_data(home, versions_of):
+    versions = versions_of(1)
+    with running(edge(home, ScriptedSource(blocks_of(100)), versions.registry, stay=True)) as outcome:
+        shows(home, lambda status: status.state == "drained")
+        assert request_seal(home, "cycle-1", 5.0) is True
+        versions.promote("1")
+        assert shows(home, lambda status: status.version == "1").frames_staged == 100
+        assert not outcome
+    assert exact(outcome[0]).frames_in == 100
