@@ -37,10 +37,15 @@ def inline_commands(text: str) -> list[str]:
     return re.findall(r"`(filmloop [^`]+)`", outside)
 
 
-def check_words(words: list[str]) -> None:
+def call_of(words: list[str]) -> list[str] | None:
+    """What follows `filmloop` on a shell line that calls it, also behind VAR=value or sudo; None if it does not."""
+    called = [i for i, word in enumerate(words) if word.endswith("/bin/filmloop")]
+    plain = [i for i, word in enumerate(words) if word == "filmloop" and all("=" in before for before in words[:i])]
+    return words[min(called + plain) + 1 :] if called or plain else None
+
+
+def check_call(rest: list[str]) -> None:
     """A command exists, has these options, takes that many arguments, and `--set` names keys of the site file."""
-    first = next(i for i, word in enumerate(words) if word == "filmloop" or word.endswith("/bin/filmloop"))
-    rest = words[first + 1 :]
     if rest and rest[0] in ("--version", "--help"):
         return
     name = next((" ".join(rest[:n]) for n in (2, 1) if " ".join(rest[:n]) in COMMANDS), None)
@@ -73,15 +78,13 @@ def test_every_command_that_a_page_shows_exists(page: Path) -> None:
         words = shlex.split(line, comments=True)
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, line
-        elif any(word == "filmloop" or word.endswith("/bin/filmloop") for word in words):
-            check_words(words)
+        elif (rest := call_of(words)) is not None:
+            check_call(rest)
+    groups = [[name.split()[0]] for name in COMMANDS if " " in name]
     for command in inline_commands(text):
-        words = shlex.split(command)
         # A group alone (`filmloop models`) is a name, not a call.
-        if len(words) > 1 and words[1] not in {name.split()[0] for name in COMMANDS if " " in name}:
-            check_words(words)
-        elif len(words) > 2:
-            check_words(words)
+        if (rest := shlex.split(command)[1:]) not in groups:
+            check_call(rest)
     for target in re.findall(r"`make ([a-z]+)", FENCE.sub("", text)):
         assert target in targets, f"make {target}"
 

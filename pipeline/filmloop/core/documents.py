@@ -154,7 +154,7 @@ class TrainHyper(Document):
 
     mode: Literal["thinning", "labelled"] = Field("thinning", description="thinning needs no labels")
     batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
-    learning_rate: float = Field(default=2e-3, gt=0, description="of Adam, at its peak; a cosine takes it to 0")
+    learning_rate: float = Field(default=6e-3, gt=0, description="of Adam, at its peak; a cosine takes it to 0")
     warmup_steps: int = Field(default=100, ge=0, description="steps over which the learning rate rises")
     max_steps: int = Field(default=3000, ge=1, description="stop after this many steps")
     max_epochs: int = Field(default=100, ge=1, description="stop after this many passes over the frames")

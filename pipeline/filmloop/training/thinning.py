@@ -4,7 +4,8 @@ Every hit of a frame goes to the kept part A with probability p, else to the res
 independent Poisson frames, so predicting B from A can be learned without a label. The draw of a hit hashes (draw of its
 frame, bin, number of the hit in its bin): how a global batch is cut into ranks changes nothing.
 
-Only the bins with hits are touched, a tenth of them: exact binomial draws at about a twentieth of `torch.binomial`'s time.
+Only the bins with hits are touched, a tenth of them: 2 ms for 128 frames of 16 x 128 on one core, as long as
+`torch.binomial` takes, which cannot be keyed by frame; forward and backward pass of the mixer take 12 ms.
 Shape suffixes: N frames, C channels, E energy bins, L lit bins, H hits.
 """
 
