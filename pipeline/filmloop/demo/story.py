@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_regist
 from filmloop.config.paths import Home
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.documents import CycleReport, Document
-from filmloop.core.errors import ConfigError
+from filmloop.core.errors import ConfigError, TrainingError
 from filmloop.core.retry import wait_until
 from filmloop.cycle import run_cycle
 from filmloop.demo.cue import CuedSimulator
@@ -34,6 +35,7 @@ _DRIFT_FRAMES = 4000
 _TRAIN_S = 25.0
 _PAUSE_S = 5.0
 _SWAP_DEADLINE_S = 20.0
+_START_DEADLINE_S = 60.0
 
 
 class Act(Document):
@@ -91,7 +93,7 @@ def run_demo(site: Site, *, tell: Tell) -> DemoReport:
             may_expire=ledger.may_expire, on_result=watch,
         )  # fmt: skip
         story = _Story(stage, ledger, registry, source, watch, tell)
-        with _running(service):
+        with _running(service, home):
             checks = story.tell_all()
             status = read_status(home)
     plot_story(home.root / "story.png", watch.samples(), story.events)
@@ -125,7 +127,7 @@ def _demo_site(site: Site, home: Home, uri: str, model: str) -> Site:
 
 
 @contextmanager
-def _running(service: EdgeService) -> Iterator[None]:
+def _running(service: EdgeService, home: Home) -> Iterator[None]:
     stop = threading.Event()
     failure: list[BaseException] = []
 
@@ -137,7 +139,13 @@ def _running(service: EdgeService) -> Iterator[None]:
 
     thread = threading.Thread(target=work, name="edge")
     thread.start()
+
+    def taking_frames() -> bool | None:
+        status = read_status(home)
+        return True if failure or (status is not None and status.state == "running") else None
+
     try:
+        wait_until(taking_frames, deadline_s=_START_DEADLINE_S, what="The start of the edge")
         yield
     finally:
         stop.set()
@@ -161,6 +169,11 @@ class _Story:
         """The acts in their order."""
         self._event("edge starts")
         first = self._cycle("first cycle", "the first model, trained on unlabelled frames from scratch")
+        if first.outcome != "promoted":
+            raise TrainingError(
+                f"The first model was {first.outcome}: {first.message}",
+                hint="This machine is slow or busy: give it longer with --set training.hyper.train_s=60.",
+            )
         good = self._settled(first.version, "1 first model", first.message)
 
         self.source.drift(DRIFT, over_frames=_DRIFT_FRAMES)
@@ -212,6 +225,8 @@ class _Story:
         wait_for_frames(site, self.ledger, again=False, tell=self.tell)
         self._event(event)
         report = run_cycle(cycle_parts(site, self.ledger, self.registry), tell=self.tell)
+        if not report.version:
+            raise TrainingError(f"The {event} made no version: {report.message}")
         self._event(f"{report.outcome}: version {report.version}")
         return report
 
@@ -227,7 +242,7 @@ class _Story:
         time.sleep(_PAUSE_S)
         loss = self.watch.loss_since(begin_s)
         self.acts.append(
-            Act(at_s=round(self.watch.now_s(), 1), act=act, version=version, loss=round(loss, 2), text=text)
+            Act(at_s=round(self.watch.now_s(), 1), act=act, version=version, loss=None if math.isnan(loss) else round(loss, 2), text=text)
         )
         self.tell("act", f"{act}: version {version} live, loss {loss:.1f} nats a frame")
         return loss
