@@ -74,10 +74,14 @@ class BatchPlan:
         return np.random.Generator(np.random.Philox(key=[self._seed, number], counter=[0, 0, 0, stream]))
 
 
-def learning_rate(hyper: TrainHyper, *, step: int, steps: int, elapsed_s: float, budget_s: float) -> float:
-    """Linear warm-up, then a cosine to zero over the planned steps or the time budget, whichever is used up faster."""
-    progress = min(1.0, max(step / steps, elapsed_s / budget_s))
+def spent(*, step: int, steps: int, elapsed_s: float, budget_s: float) -> float:
+    """Share of the plan that is used up, 0 to 1: of its steps or of its time, whichever is further."""
+    return min(1.0, max(step / steps, elapsed_s / budget_s))
+
+
+def learning_rate(hyper: TrainHyper, *, step: int, steps: int, share: float) -> float:
+    """Linear warm-up over the first steps of a plan of `steps`, times a cosine that is 0 when all of it is `spent`."""
     # A run of a few dozen steps would otherwise end inside its warm-up.
     warmup = min(hyper.warmup_steps, steps // 10)
     rising = min(1.0, (step + 1) / (warmup + 1))
-    return hyper.learning_rate * rising * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return hyper.learning_rate * rising * 0.5 * (1.0 + math.cos(math.pi * share))

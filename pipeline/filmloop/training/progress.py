@@ -43,7 +43,8 @@ class Progress:
         loss_last: That of the last ones.
         best_score: Lowest hold-out score.
         best_step: When that was.
-        worse: Evaluations since then.
+        lowest: Lowest score of all but the starting weights.
+        worse: Evaluations since then in which patience was lost.
         evaluated_step: When the hold-out was last scored; -1 is never.
         resumed_from_step: Step of the checkpoint that this process began with.
         metrics_bytes: Length of `metrics.jsonl`.
@@ -58,6 +59,7 @@ class Progress:
     loss_last: float = math.nan
     best_score: float = math.inf
     best_step: int = 0
+    lowest: float = math.inf
     worse: int = 0
     evaluated_step: int = -1
     resumed_from_step: int = 0
@@ -117,8 +119,11 @@ class Session:
         self._window_loss, self._window_steps, self._window_begun_s = 0.0, 0, time.monotonic()
         return stop > 0
 
-    def evaluate(self) -> bool:
+    def evaluate(self, *, patient: bool = True) -> bool:
         """Score the hold-out unless this step was scored already, and keep the weights if they are the best so far.
+
+        Patience is lost when training does not improve on its own lowest score, the starting weights' apart: a warm
+        start is worse than its base until the learning rate has come down. `patient` loses none this time.
 
         Returns:
             Whether patience has run out.
@@ -139,9 +144,11 @@ class Session:
                 ids={"job_id": self._job.job_id},
             )
         if score < now.best_score:
-            now.best_score, now.best_step, now.worse = score, now.step, 0
+            now.best_score, now.best_step = score, now.step
             self._best = {name: value.detach().clone() for name, value in self._module.state_dict().items()}
-        else:
+        if now.step > 0 and score < now.lowest:
+            now.lowest, now.worse = score, 0
+        elif now.step > 0 and not patient:
             now.worse += 1
         name = "mse" if self._job.hyper.mode == "labelled" else "nll"
         self._write_metrics(**{name: score})

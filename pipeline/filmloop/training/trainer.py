@@ -18,7 +18,7 @@ from filmloop.core.documents import TrainJob
 from filmloop.core.errors import TerminatedError, TrainingError
 from filmloop.core.poisson import RATE_FLOOR
 from filmloop.training.data import TrainingData
-from filmloop.training.plan import Batch, BatchPlan, learning_rate
+from filmloop.training.plan import Batch, BatchPlan, learning_rate, spent
 from filmloop.training.progress import Progress, Session
 from filmloop.training.ranks import Ranks
 from filmloop.training.thinning import thin
@@ -74,12 +74,15 @@ def train(
                 now.status = "completed"
             elif now.step > 0 and now.elapsed_s >= budget_s:
                 now.status = "time_limit"
-        if now.status == "running" and now.step % hyper.evaluate_every_steps == 0 and session.evaluate():
+        share_spent = spent(step=now.step, steps=plan.steps, elapsed_s=now.elapsed_s, budget_s=budget_s)
+        # At the height of the cosine a hold-out that gets no better means nothing yet: be patient in the first half.
+        due = now.status == "running" and now.step % hyper.evaluate_every_steps == 0
+        if due and session.evaluate(patient=share_spent < 0.5):
             now.status = "early_stop"
         if now.status != "running":
             break
 
-        rate = learning_rate(hyper, step=now.step, steps=plan.steps, elapsed_s=now.elapsed_s, budget_s=budget_s)
+        rate = learning_rate(hyper, step=now.step, steps=plan.steps, share=share_spent)
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss = frames.loss(parallel, plan.batch(now.step)[share]) * weight

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from filmloop.core.documents import TrainHyper
-from filmloop.training.plan import BatchPlan, learning_rate
+from filmloop.training.plan import BatchPlan, learning_rate, spent
 
 
 def test_every_frame_comes_once_an_epoch() -> None:
@@ -46,7 +46,8 @@ def test_the_tighter_of_steps_and_epochs_is_the_plan() -> None:
 
 def _rate(step: int, elapsed_s: float = 0.0) -> float:
     hyper = TrainHyper(learning_rate=1.0, warmup_steps=10)
-    return learning_rate(hyper, step=step, steps=1000, elapsed_s=elapsed_s, budget_s=60.0)
+    share = spent(step=step, steps=1000, elapsed_s=elapsed_s, budget_s=60.0)
+    return learning_rate(hyper, step=step, steps=1000, share=share)
 
 
 def test_the_rate_rises_then_falls_to_zero() -> None:
@@ -63,4 +64,4 @@ def test_a_slow_machine_ends_its_cosine_at_the_time_limit() -> None:
 
 def test_a_short_run_does_not_end_inside_its_warm_up() -> None:
     hyper = TrainHyper(learning_rate=1.0, warmup_steps=100)
-    assert learning_rate(hyper, step=4, steps=40, elapsed_s=0, budget_s=60) > 0.9
+    assert learning_rate(hyper, step=4, steps=40, share=0.1) > 0.9
