@@ -41,7 +41,7 @@ lint: .venv/.dev  ## format check, lint, types
 	$(BIN)/mypy
 
 test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 clean:      ## remove the environment (state in .filmloop stays)
 	rm -rf .venv

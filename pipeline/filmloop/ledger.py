@@ -213,6 +213,10 @@ class Ledger:
         with self._transaction():
             self._mark(shard_id, DAMAGED, cycle_id)
 
+    def take_back(self, shard_id: str) -> None:
+        """A shard that was marked as damaged is whole again: it counts as fresh."""
+        self._run("DELETE FROM shards WHERE shard_id = ? AND state = ?", shard_id, DAMAGED)
+
     def shard_states(self) -> dict[str, str]:
         """State by shard id; a shard that is not listed is sealed and fresh."""
         return dict(self._query("SELECT shard_id, state FROM shards"))

@@ -11,7 +11,7 @@ import pytest
 
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError, TransientError
-from filmloop.ledger import IN_CYCLE, TRAINED, Ledger
+from filmloop.ledger import DAMAGED, IN_CYCLE, TRAINED, Ledger
 
 
 @pytest.fixture
@@ -70,6 +70,18 @@ def test_shards_of_an_open_cycle_may_not_expire_and_trained_ones_may_once_it_is_
     assert ledger.may_expire("s/1")
     ledger.start_cycle()
     assert not ledger.may_expire("s/1"), "the open cycle may be about to choose it"
+
+
+def test_a_damaged_shard_stays_out_until_it_is_taken_back(ledger: Ledger) -> None:
+    cycle = ledger.start_cycle().cycle_id
+    ledger.choose_shards(cycle, ["s/1"])
+    ledger.set_aside(cycle, "s/2")
+    ledger.finish_cycle(cycle, "promoted", {}, trained=["s/1"])
+    assert ledger.shard_states() == {"s/1": TRAINED, "s/2": DAMAGED}
+    assert not ledger.may_expire("s/2")
+    for shard_id in ("s/1", "s/2"):
+        ledger.take_back(shard_id)
+    assert ledger.shard_states() == {"s/1": TRAINED}, "only a damaged one is taken back"
 
 
 def test_alias_moves_are_pending_until_ended_and_dropped_ones_leave_no_trace(ledger: Ledger) -> None:

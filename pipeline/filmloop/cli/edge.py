@@ -19,8 +19,12 @@ def run(
     source: Source = "",
     sets: Sets = None,
     frames: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
-    stay: Annotated[bool, typer.Option(help="At the end of the data, stay and keep the champion loaded.")] = False,
-    no_registry: Annotated[bool, typer.Option(help="Serve the last verified weights; look for no new ones.")] = False,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="At the end of the data, stay and keep the champion loaded.")
+    ] = False,
+    no_registry: Annotated[
+        bool, typer.Option("--no-registry", help="Serve the last verified weights; look for no new ones.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Watch every frame, stage it, serve the champion; swap when the registry has a new one. SIGTERM stops it cleanly."""

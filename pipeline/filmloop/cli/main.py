@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -57,6 +58,10 @@ def run() -> None:
         if exc.hint:
             err.print(f"  hint: {exc.hint}", markup=False)
         sys.exit(exc.exit_code)
+    except Exception as exc:
+        traceback.print_exc()
+        err.print(f"{type(exc).__name__}: this is a bug in filmloop; please report the lines above", markup=False)
+        sys.exit(FilmloopError.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted; running the same command again goes on from here")
         sys.exit(130)

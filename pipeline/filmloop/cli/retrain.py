@@ -17,9 +17,11 @@ def retrain(
     source: Source = "",
     sets: Sets = None,
     again: Annotated[
-        bool, typer.Option(help="Train on the newest shards even if a cycle has trained on them.")
+        bool, typer.Option("--again", help="Train on the newest shards even if a cycle has trained on them.")
     ] = False,
-    no_edge: Annotated[bool, typer.Option(help="Use what is staged; start no edge for this cycle.")] = False,
+    no_edge: Annotated[
+        bool, typer.Option("--no-edge", help="Use what is staged; start no edge for this cycle.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Run one retraining cycle, or take up the one that was cut off.

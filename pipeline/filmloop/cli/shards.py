@@ -47,7 +47,10 @@ def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = 
 
 @app.command("verify")
 def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", json: AsJson = False) -> None:
-    """Read every byte of every shard and compare it with its manifest. Exit code 5 if one is damaged."""
+    """Read every byte of every shard and compare it with its manifest. Exit code 5 if one is damaged.
+
+    A shard that a cycle had set aside as damaged, and that is whole again, takes part in the next cycle.
+    """
     set_up_logs(quiet=True)
     from filmloop.staging.catalog import damaged, sealed_shards
     from filmloop.staging.verify import verify_shard
@@ -55,11 +58,14 @@ def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", j
     site = open_site(site_file, sets=sets or ())
     bad = {str(path): "the manifest cannot be read" for path in damaged(site.home.stage)}
     shards = sealed_shards(site.home.stage, stream or None)
-    for shard in shards:
-        try:
-            verify_shard(shard.manifest_path)
-        except DataError as exc:
-            bad[shard.manifest.shard_id] = exc.message
+    with open_ledger(site) as ledger:
+        for shard in shards:
+            try:
+                verify_shard(shard.manifest_path)
+            except DataError as exc:
+                bad[shard.shard_id] = exc.message
+            else:
+                ledger.take_back(shard.shard_id)
     if json:
         print_json({"shards": len(shards), "whole": len(shards) - len(bad), "damaged": bad})
     else:

@@ -3,7 +3,6 @@
 FilmloopError            70  something nobody foresaw
 ├── ConfigError           2  the site file or the command line is wrong
 ├── TransientError        3  try again: a server is away, a disk is full, a deadline passed
-│   ├── BusyError         0  another cycle holds the lock; not a failure for a timer
 │   └── TerminatedError  75  told to stop; its state is saved, the same call goes on from there
 ├── AuthError             4  a person must log in
 ├── DataError             5  bytes on disk are not what they should be
@@ -66,12 +65,6 @@ class TransientError(FilmloopError):
 
     exit_code = 3
     retryable = True
-
-
-class BusyError(TransientError):
-    """Another cycle holds the lock. A timer that fires too early has done nothing wrong."""
-
-    exit_code = 0
 
 
 class TerminatedError(TransientError):

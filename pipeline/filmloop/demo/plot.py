@@ -35,6 +35,6 @@ def plot_story(target: Path, samples: Sequence[Sample], events: Sequence[tuple[f
     )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     if samples:
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="center left", frameon=False)
     figure.savefig(target, dpi=120)
     plt.close(figure)

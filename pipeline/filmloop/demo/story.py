@@ -242,7 +242,13 @@ class _Story:
         time.sleep(_PAUSE_S)
         loss = self.watch.loss_since(begin_s)
         self.acts.append(
-            Act(at_s=round(self.watch.now_s(), 1), act=act, version=version, loss=None if math.isnan(loss) else round(loss, 2), text=text)
+            Act(
+                at_s=round(self.watch.now_s(), 1),
+                act=act,
+                version=version,
+                loss=None if math.isnan(loss) else round(loss, 2),
+                text=text,
+            )
         )
         self.tell("act", f"{act}: version {version} live, loss {loss:.1f} nats a frame")
         return loss

@@ -61,6 +61,8 @@ def judge(challenger: EvaluationReport, reference: EvaluationReport, policy: Gat
 
 def _decide(gain: float, low: float, high: float, min_gain: float) -> tuple[Decision, str]:
     floor = f"the smallest gain worth a swap ({_percent(min_gain)} %)"
+    if low == high == 0:
+        return "refuse", "It makes the same predictions: training found nothing better."
     if low > 0 and gain >= min_gain:
         return "promote", "The whole interval is better."
     if high < 0:
@@ -136,9 +138,9 @@ def _in_words(
 
 
 def _percent(share: float) -> str:
-    """Percent with two significant digits, never in exponent form."""
+    """Percent with three significant digits, never in exponent form."""
     value = share * 100
     if value == 0:
         return "0"
-    digits = max(0, 1 - int(np.floor(np.log10(abs(value)))))
+    digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
     return f"{value:.{min(digits, 4)}f}"

@@ -5,7 +5,6 @@ the size in the manifest when it is over. Flipped bits are found by the CRC-32C 
 
 Shape suffixes: N frames, C channels, E energy bins.
 """
-# ruff: noqa: N802  (shape suffixes, as everywhere)
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ EXPECTED = {
     "FilmloopError": (70, False),
     "ConfigError": (2, False),
     "TransientError": (3, True),
-    "BusyError": (0, True),
     "TerminatedError": (75, True),
     "AuthError": (4, False),
     "DataError": (5, False),

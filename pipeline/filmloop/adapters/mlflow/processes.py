@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,13 +28,23 @@ def start_ticks(pid: int) -> int | None:
 
 def group_runs(group: int) -> bool:
     """Whether any process of this process group runs."""
+    return any(True for _ in _members(group))
+
+
+def group_listens(group: int, port: int) -> bool:
+    """Whether a process of this process group is the one that listens on `port`."""
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    return bool(sockets) and any(_holds(process, sockets) for process in _members(group))
+
+
+def _members(group: int) -> Iterator[Path]:
+    """The /proc entries of the processes of a group that run."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError, IndexError, ValueError):
             if entry.name.isdigit():
                 fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
                 if int(fields[2]) == group and fields[0] not in "ZX":
-                    return True
-    return False
+                    yield entry
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from filmloop.adapters.mlflow.processes import group_runs, port_holder, port_is_free, start_ticks
+from filmloop.adapters.mlflow.processes import group_listens, group_runs, port_holder, port_is_free, start_ticks
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry as Section
 from filmloop.core.clock import utc_now
@@ -53,7 +53,7 @@ class ServerRecord(Document):
 def find_server(home: Home, section: Section) -> str | None:
     """Address of this home's server if it is alive and answers, else None. Takes milliseconds."""
     record = _read(home)
-    if record is None or not _alive(record) or not _healthy(section, record.port):
+    if record is None or not _alive(record) or not _answers(section, record):
         return None
     return record.uri
 
@@ -212,13 +212,17 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
 def _came_up(section: Section, record: ServerRecord, deadline_s: float) -> bool:
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
-        # The process first: a stranger on our port would answer too.
         if not _alive(record):
             return False
-        if _healthy(section, record.port):
-            return _alive(record)
+        if _answers(section, record):
+            return True
         time.sleep(0.1)
     return False
+
+
+def _answers(section: Section, record: ServerRecord) -> bool:
+    """Whether our own server answers: a stranger that took the port while ours was starting would answer too."""
+    return _healthy(section, record.port) and group_listens(record.pid, record.port)
 
 
 def _healthy(section: Section, port: int) -> bool:
