@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from filmloop.adapters.sources.replay import read_labelled
 from filmloop.bundle import verify_bundle
-from filmloop.core.documents import HoldoutPolicy, ModelChoice, ShardRef, TrainHyper, TrainJob
+from filmloop.core.documents import ShardRef, TrainJob
 from filmloop.core.fsio import try_lock
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
-from filmloop.training.score import score_frames
 
 
 @pytest.fixture(scope="module")
@@ -117,38 +115,3 @@ def test_a_failing_rank_leaves_its_error(tmp_path: Path) -> None:
     empty = staged_frames(tmp_path, np.zeros((300, 16, 128), np.uint8))
     assert _start(small_job(tmp_path / "run", empty), 2).wait(timeout=100) != 0
     assert json.loads((tmp_path / "run" / "error.json").read_text())["exit_code"] == 6
-
-
-@pytest.mark.slow
-def test_real_frames_are_denoised_better_than_by_the_tuned_gaussian_without_labels(
-    tmp_path: Path, sample: Callable[[str], Path]
-) -> None:
-    counts, label, pulse_id = read_labelled(sample("cookiesimslim_16ch_stacked.h5"))
-    # 1500 steps: 40 s on two free cores. Steps and not seconds, so that a busy machine reaches the same weights.
-    job = TrainJob(
-        job_id="real",
-        model=ModelChoice(name="mixer", frame_shape=(16, 128)),
-        fresh=(staged_frames(tmp_path, counts),),
-        output_dir=str(tmp_path / "run"),
-        hyper=TrainHyper(max_steps=1500, train_s=500),
-    )
-    _finish(job, 2)
-    scores = score_frames(tmp_path / "run" / "bundle", counts, label, pulse_id, HoldoutPolicy())
-    assert scores["frames"] == 615
-    assert scores["mse"] <= 0.85 * scores["mse_gaussian"]
-    assert scores["nll"] < scores["nll_gaussian"]
-
-
-@pytest.mark.slow
-def test_the_published_128_channel_frames_train(tmp_path: Path, sample: Callable[[str], Path]) -> None:
-    counts = read_labelled(sample("cookienetae_128ch_a.h5"))[0]
-    job = TrainJob(
-        job_id="real-128",
-        model=ModelChoice(name="mixer", frame_shape=(128, 128)),
-        fresh=(staged_frames(tmp_path, counts),),
-        output_dir=str(tmp_path / "run"),
-        hyper=TrainHyper(max_steps=60, batch_frames=32, train_s=500),
-    )
-    _finish(job, 2)
-    result = verify_bundle(tmp_path / "run" / "bundle")
-    assert result.metrics["nll"] < result.metrics["nll_zero"]

@@ -114,12 +114,12 @@ def test_the_words_say_how_much_how_sure_and_on_what():
     verdict = judge(*reports(1.08), POLICY, against="gaussian")
     # 1.08 of about 60 nats.
     assert verdict.reasons[0].startswith(
-        "1.8 % fewer nats a frame than the gaussian on the same 400 held-out frames (95 %"
+        "1.81 % fewer nats a frame than the gaussian on the same 400 held-out frames (95 %"
     )
     low, high = verdict.gain_low * 100, verdict.gain_high * 100
-    assert f"interval {low:.1f} to {high:.1f} %" in verdict.reasons[0]
+    assert f"interval {low:.2f} to {high:.2f} %" in verdict.reasons[0]
     worse = judge(*reports(-1.08), POLICY, against="gaussian")
-    assert worse.reasons[0].startswith("1.8 % more nats a frame than the gaussian")
+    assert worse.reasons[0].startswith("1.81 % more nats a frame than the gaussian")
 
 
 @settings(max_examples=40, deadline=None)
