@@ -33,7 +33,7 @@ check: .venv/.local  ## is this site ready? what is missing?
 	$(RUN) site check $(FLAGS)
 
 bench: .venv/.local  ## measure this machine; one JSON line per benchmark
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/[!_]*.py; do $(BIN)/python $$script || exit 1; done
 
 lint: .venv/.dev  ## format check, lint, types
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,7 +43,39 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def report(benchmark: str, values: dict[str, Any], *, packages: Sequence[str], quick: bool) -> None:
+def _busy_s() -> tuple[float, float]:
+    """CPU seconds since boot that this machine was busy, and those of them that we and our ended children used."""
+    ours_s = sum(os.times()[:4])
+    try:
+        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
+            int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+        )
+    except OSError:
+        return ours_s, ours_s
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), ours_s
+
+
+def others_cores(since: tuple[float, tuple[float, float]]) -> float:
+    """How many cores others kept busy since `mark()`; above 0.2 or so, measure again.
+
+    What our ended children used is ours; a process that outlives the one that started it counts as others.
+    """
+    begun_s, then = since
+    busy_s, ours_s = (now - before for now, before in zip(_busy_s(), then, strict=True))
+    return round(max(busy_s - ours_s, 0.0) / (time.monotonic() - begun_s), 2)
+
+
+def mark() -> tuple[float, tuple[float, float]]:
+    """Now, for `others_cores`."""
+    return time.monotonic(), _busy_s()
+
+
+_BEGIN = mark()
+
+
+def report(
+    benchmark: str, values: dict[str, Any], *, packages: Sequence[str], quick: bool, others: float | None = None
+) -> None:
     """Print the result as one JSON line on stdout.
 
     Args:
@@ -50,6 +83,7 @@ def report(benchmark: str, values: dict[str, Any], *, packages: Sequence[str], q
         values: What was measured.
         packages: Whose versions matter to it.
         quick: Whether `--quick` was given, so that nobody quotes such a line.
+        others: Cores that others kept busy, if `others_cores` cannot tell; None takes it from the start of the process.
     """
     line = {
         "benchmark": benchmark,
@@ -57,7 +91,7 @@ def report(benchmark: str, values: dict[str, Any], *, packages: Sequence[str], q
         "quick": quick,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "machine": _machine(),
+        "machine": {**_machine(), "others_cores": others_cores(_BEGIN) if others is None else others},
         "versions": {"filmloop": code_commit(), "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
@@ -75,13 +109,7 @@ def spread(values: Sequence[float], digits: int = 3) -> list[float]:
 
 
 def _machine() -> dict[str, Any]:
-    """The processor, and the load at the end: the benchmark's own included, about its threads on a quiet machine."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.system()}
 
 
 def _cpu_model() -> str:

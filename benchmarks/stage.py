@@ -106,7 +106,7 @@ WRITERS: dict[str, Callable[[Path, Columns], None]] = {
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     rounds, frames = (2, 2 * CHUNK_FRAMES) if args.quick else (args.rounds, SHARD_FRAMES)
     columns = make_columns(frames)
@@ -136,6 +136,7 @@ def main() -> None:
         "ratio_to_zarr_python": _ratio(cpu_rate, "zarr"),
         "ratio_to_h5py": _ratio(cpu_rate, "h5py"),
         "bytes_per_frame": bytes_per_frame["filmloop"],
+        "bytes_per_frame_zarr": bytes_per_frame["zarr"],
         "bytes_per_frame_h5py": bytes_per_frame["h5py"],
         "frames_per_s": {name: median(rates, 0) for name, rates in wall_rate.items()},
         "frames_per_shard": frames,

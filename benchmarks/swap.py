@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from _common import options, report, say, scratch
+from _common import median, options, report, say, scratch
 from _stream import PoolSource, draw_pool, lost_frames, registry_of, remember_champion, site, staged_versions
 
 from filmloop.config.paths import Home
@@ -93,6 +93,15 @@ def project(
     return np.concatenate(parts)
 
 
+def wait_for(judge: Judge, version: str) -> None:
+    """Wait until a result is of `version`."""
+    end_s = time.monotonic() + 30
+    while judge.version != version:
+        if time.monotonic() > end_s:
+            raise SystemExit(f"no result of version {version} within 30 s")
+        time.sleep(0.001)
+
+
 def swap_for(seconds: float, registry: MemoryRegistry, judge: Judge) -> list[float]:
     """Make the other version champion whenever the last one has arrived; returns seconds from alias to first result."""
     took: list[float] = []
@@ -102,10 +111,7 @@ def swap_for(seconds: float, registry: MemoryRegistry, judge: Judge) -> list[flo
         wanted = VERSIONS[judge.version == VERSIONS[0]]
         begun_s = time.monotonic()
         registry.set_alias(CHAMPION, wanted)
-        while judge.version != wanted:
-            if time.monotonic() > begun_s + 30:
-                raise SystemExit(f"version {wanted} did not arrive within 30 s")
-            time.sleep(0.001)
+        wait_for(judge, wanted)
         took.append(time.monotonic() - begun_s)
     judge.swapping = False
     return took
@@ -124,6 +130,14 @@ def running(service: EdgeService, outcome: list[Accounting]) -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def counting(source: PoolSource, rate_hz: list[float]) -> Iterator[None]:
+    """Add the frames a second of the block to `rate_hz`."""
+    frames, begun_s = source.delivered, time.monotonic()
+    yield
+    rate_hz.append((source.delivered - frames) / (time.monotonic() - begun_s))
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,6 +147,7 @@ def main() -> None:
     use_threads(config.edge.threads)
     pool_NCE = draw_pool(config)
     source, outcome, took_s = PoolSource(pool_NCE), [], []
+    rate_hz: dict[bool, list[float]] = {False: [], True: []}
     directions = np.random.default_rng(3).normal(size=(pool_NCE[0].size, PROJECTIONS)).astype(np.float32)
     with scratch(args.folder) as folder:
         registry, home = registry_of(folder, seeds=(1, 2)), Home(folder / "home")
@@ -143,15 +158,14 @@ def main() -> None:
             raise SystemExit("the two versions are too much alike to tell a mixture")
         remember_champion(config, home, registry)
         judge = Judge(source, expected, directions)
-        service = EdgeService(
-            config=config, home=home, source=source, registry=lambda: registry, on_result=judge
-        )  # fmt: skip
+        service = EdgeService(config=config, home=home, source=source, registry=lambda: registry, on_result=judge)
         with running(service, outcome):
-            while not judge.version:
-                time.sleep(0.01)
+            wait_for(judge, VERSIONS[0])
             for number in range(rounds):
-                time.sleep(stretch_s)
-                took_s += swap_for(stretch_s, registry, judge)
+                with counting(source, rate_hz[False]):
+                    time.sleep(stretch_s)
+                with counting(source, rate_hz[True]):
+                    took_s += swap_for(stretch_s, registry, judge)
                 say(f"round {number}: {len(took_s)} swaps, {source.delivered:,} frames")
         accounting = outcome[0]
         ids_N, version_N = staged_versions(home)
@@ -169,6 +183,8 @@ def main() -> None:
         "p50_without_ms": round(float(np.median(judge.latency_s[False]) * 1e3), 2),
         "max_with_swaps_ms": round(max(judge.latency_s[True]) * 1e3, 2),
         "alias_to_first_result_ms": round(float(np.median(took_s)) * 1e3, 1),
+        "rate_with_swaps_hz": median(rate_hz[True], 0),
+        "rate_without_hz": median(rate_hz[False], 0),
         "frames": source.delivered,
         "batches_with_swaps": len(judge.latency_s[True]),
         "threads": config.edge.threads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ from filmloop.core.errors import ConfigError, TransientError
 from filmloop.ledger import Ledger
 
 if TYPE_CHECKING:
-    from filmloop.cycle import CycleParts
     from filmloop.edge.service import EdgeService
+    from filmloop.journal import CycleParts
     from filmloop.ports.registry import Registry
     from filmloop.ports.source import FrameSource
 
@@ -86,9 +86,9 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def open_ledger(site: Site) -> Ledger:
-    """The site's journal."""
-    return Ledger(site.home.ledger)
+def open_ledger(site: Site, *, read_only: bool = False) -> Ledger:
+    """The site's journal; `read_only` creates and writes nothing."""
+    return Ledger(site.home.ledger, read_only=read_only)
 
 
 def registry_uri(site: Site, *, start: bool, tell: Tell | None = None) -> str:
@@ -149,7 +149,7 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
     """All that a cycle works with."""
     from filmloop.adapters.local.launcher import LocalLauncher
     from filmloop.adapters.local.mover import LocalMover
-    from filmloop.cycle import CycleParts
+    from filmloop.journal import CycleParts
 
     home, config = site.home, site.config
     return CycleParts(
@@ -177,8 +177,3 @@ def code_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return f"filmloop {filmloop.__version__}"
     return shown.stdout.strip()
-
-
-def overrides_of(sets: Mapping[str, Any]) -> list[str]:
-    """The `--set` arguments that hand `sets` to another filmloop process."""
-    return [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

@@ -17,33 +17,28 @@ that is done is not done again, and a step that was cut off may be repeated with
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filmloop.bundle import load_evaluation, verify_bundle
-from filmloop.config.paths import Home
-from filmloop.config.schema import SiteConfig
+from filmloop.closing import close_failed, finish, resumable
 from filmloop.core.clock import epoch_s
-from filmloop.core.documents import CycleReport, FileDigest, Outcome, TrainResult, Verdict, WeightsRef
+from filmloop.core.documents import CycleReport, FileDigest, Outcome, Verdict, WeightsRef
 from filmloop.core.errors import DataError, FilmloopError, TransientError
-from filmloop.core.fsio import atomic_write_bytes, atomic_write_json, read_json
+from filmloop.core.fsio import atomic_write_bytes, atomic_write_json
 from filmloop.core.log import log_context
 from filmloop.core.retry import wait_until
 from filmloop.edge.control import request_seal
 from filmloop.edge.status import is_alive, read_status
-from filmloop.housekeeping import remove_old
+from filmloop.journal import Cycle, CycleParts, Tell
 from filmloop.launching import launch, training_job
-from filmloop.ledger import DAMAGED, TRAINED, CycleRow, Ledger
-from filmloop.ports.launcher import Launcher
-from filmloop.ports.mover import Direction, MoveItem, Mover
-from filmloop.ports.registry import CHAMPION, Registry
+from filmloop.ledger import DAMAGED
+from filmloop.ports.mover import Direction, MoveItem
+from filmloop.ports.registry import CHAMPION
 from filmloop.promotion.gate import judge
 from filmloop.promotion.publish import promote, set_challenger, settle
 from filmloop.promotion.report import describe
-from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
+from filmloop.selection import frames_of, is_fresh, newest, usable_shards
+from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.verify import verify_shard
 
@@ -51,109 +46,81 @@ _log = logging.getLogger(__name__)
 
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "refuse": "refused", "undecided": "undecided"}
 _SEAL_DEADLINE_S = 10.0
+_MAX_ATTEMPTS = 10  # of one step; at one cycle every ten minutes this is more than an hour
 _LIVE_DEADLINE_S = 30.0
-_KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
-_KEEP_WEIGHTS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CycleParts:
-    """Everything a cycle works with; `filmloop.bootstrap` puts it together.
-
-    Attributes:
-        stream: The stream of frames to train on.
-        frame_shape: (C, E) of its frames.
-        cluster_root: The cluster's folder as a path of the cluster's own file system.
-        code_commit: Version of this code, for the lineage.
-        poll_s: Longest pause between two looks at a move or a job.
-    """
-
-    config: SiteConfig
-    home: Home
-    ledger: Ledger
-    mover: Mover
-    launcher: Launcher
-    registry: Registry
-    stream: str
-    frame_shape: tuple[int, int]
-    cluster_root: Path
-    code_commit: str
-    poll_s: float = 0.2
-
-
-Tell = Callable[[str, str], None]
-"""Called with (step, text) as things happen."""
 
 
 def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleReport:
-    """Run one cycle, or take up the one that was cut off. `again`: shards count as fresh although they were trained on.
+    """Run one cycle, or take up the one that was cut off. The caller holds `Ledger.cycle_lock`.
+
+    `again`: shards count as fresh although they were trained on.
 
     Raises:
         FilmloopError: a step failed. After a retryable error the cycle stays open and the next call goes on with it;
-            after any other it is closed as failed and the next call begins anew.
+            after any other, or the tenth at the same step, it is closed as failed and the next call begins anew.
     """
-    with parts.ledger.cycle_lock() as free:
-        if not free:
-            return CycleReport(outcome="busy", message="Another cycle is running; this one did nothing.")
-        settle(parts.registry, parts.ledger)
-        cycle = _Cycle(parts, _resumable(parts) or parts.ledger.start_cycle(), tell)
-        with log_context(cycle_id=cycle.id):
-            try:
-                return _steps(cycle, again)
-            except FilmloopError as exc:
-                exc.ids.setdefault("cycle_id", cycle.id)
-                if not exc.retryable:
-                    _close_failed(cycle, exc)
-                raise
+    settle(parts.registry, parts.ledger)
+    cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
+    with log_context(cycle_id=cycle.id):
+        try:
+            return _steps(cycle, again)
+        except FilmloopError as exc:
+            exc.ids.setdefault("cycle_id", cycle.id)
+            if not exc.retryable or cycle.attempts() >= _MAX_ATTEMPTS:
+                close_failed(cycle, exc)
+            raise
+        except Exception as exc:
+            close_failed(cycle, FilmloopError(f"{type(exc).__name__}: {exc}"))
+            raise
 
 
-def _steps(cycle: _Cycle, again: bool) -> CycleReport:
+def _steps(cycle: Cycle, again: bool) -> CycleReport:
     parts, step = cycle.parts, cycle.step
     atomic_write_json(cycle.folder / "config.json", parts.config.as_json())
 
     step("seal", "asking the edge for its open shard", _seal)
     chosen = step("select", "choosing shards", lambda c: _select(c, again))
     if chosen["too_few"]:
-        return _finish(cycle, "nothing_to_do", chosen["too_few"], chosen)
+        return finish(cycle, "nothing_to_do", chosen["too_few"], chosen)
 
     step("move", f"shipping {chosen['frames']:,} frames to the cluster", lambda c: _move(c, chosen))
     trained = step("train", "starting the ranks", lambda c: _train(c, chosen))
     step("fetch", "bringing the bundle home", lambda c: _fetch(c, trained))
-    verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", _judge))
+    verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", lambda c: _judge(c, chosen)))
     registered = step("register", "registering the version", lambda c: _register(c, chosen, verdict))
 
     if verdict.decision != "promote":
-        return _finish(cycle, _OUTCOMES[verdict.decision], " ".join(verdict.reasons), chosen)
+        return finish(cycle, _OUTCOMES[verdict.decision], " ".join(verdict.reasons), chosen)
     version = registered["version"]
     promoted = step("promote", f"making version {version} champion", lambda c: _promote(c, chosen, version, verdict))
     if promoted["overtaken"]:
-        return _finish(cycle, "undecided", promoted["overtaken"], chosen)
+        return finish(cycle, "undecided", promoted["overtaken"], chosen)
     step("live", "waiting for the edge to swap", lambda c: _live(c, chosen, version))
-    return _finish(cycle, "promoted", " ".join(verdict.reasons), chosen)
+    return finish(cycle, "promoted", " ".join(verdict.reasons), chosen)
 
 
-def _seal(cycle: _Cycle) -> dict[str, Any]:
-    """The edge seals its open shard; without a running edge there is none."""
-    return {"sealed": request_seal(cycle.parts.home, cycle.id, _SEAL_DEADLINE_S)}
+def _seal(cycle: Cycle) -> dict[str, Any]:
+    """The edge seals its open shard; without a running edge there is none, and one that hangs is not waited for."""
+    try:
+        return {"sealed": request_seal(cycle.parts.home, cycle.id, _SEAL_DEADLINE_S)}
+    except TransientError as exc:
+        _log.warning("%s The cycle goes on with what is sealed.", exc.message)
+        return {"sealed": False}
 
 
-def _select(cycle: _Cycle, again: bool) -> dict[str, Any]:
+def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     """Fresh shards, older ones, the champion. From here on retention leaves the chosen shards alone."""
     parts, training = cycle.parts, cycle.parts.config.training
     states = parts.ledger.shard_states()
-    shards = [
-        shard
-        for shard in sealed_shards(parts.home.stage, parts.stream)
-        if shard.manifest.frame_shape == parts.frame_shape and states.get(shard.shard_id) != DAMAGED
-    ]
-    new = [shard for shard in shards if again or states.get(shard.shard_id) != TRAINED]
-    fresh = _whole(cycle, _newest(new, training.max_fresh_frames))
-    replay = _whole(cycle, _newest([shard for shard in shards if shard not in new], training.replay_frames))
-    frames = sum(shard.manifest.frames for shard in fresh)
+    shards = usable_shards(parts.home.stage, parts.stream, parts.frame_shape, states)
+    new = [shard for shard in shards if again or is_fresh(shard, states)]
+    fresh = _whole(cycle, newest(new, training.max_fresh_frames))
+    replay = _whole(cycle, newest([shard for shard in shards if shard not in new], training.replay_frames))
+    frames = frames_of(fresh)
     if frames < training.min_frames:
         reason = (
             f"Nothing to train on yet: {frames:,} fresh frames in stream {parts.stream!r}, a cycle wants "
-            f"{training.min_frames:,}. {sum(s.manifest.frames for s in shards):,} frames are staged in all."
+            f"{training.min_frames:,}. {frames_of(shards):,} frames are staged in all."
         )
         return {"too_few": reason, "frames": frames}
     # Fresh shards beyond max_fresh_frames are passed over for good: with this cycle they count as used.
@@ -173,7 +140,7 @@ def _select(cycle: _Cycle, again: bool) -> dict[str, Any]:
     }
 
 
-def _whole(cycle: _Cycle, shards: list[SealedShard]) -> list[SealedShard]:
+def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
     """The shards that are what their manifests say. A damaged one is set aside: it must not fail every cycle to come."""
     whole = []
     for shard in shards:
@@ -188,19 +155,7 @@ def _whole(cycle: _Cycle, shards: list[SealedShard]) -> list[SealedShard]:
     return whole
 
 
-def _newest(shards: list[SealedShard], max_frames: int) -> list[SealedShard]:
-    """The newest shards of together at most `max_frames` frames (but one, if it alone is larger), oldest first."""
-    taken: list[SealedShard] = []
-    room = max_frames
-    for shard in reversed(shards):
-        if room <= 0 or (taken and shard.manifest.frames > room):
-            break
-        taken.append(shard)
-        room -= shard.manifest.frames
-    return taken[::-1]
-
-
-def _move(cycle: _Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+def _move(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     """Shards and base weights to the cluster; what is there already and whole is not sent again."""
     parts = cycle.parts
     shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
@@ -211,7 +166,7 @@ def _move(cycle: _Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     return _ship(cycle, "move", "to_cluster", items)
 
 
-def _train(cycle: _Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+def _train(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     """torchrun on the cluster, until it ends or its deadline passes."""
     parts = cycle.parts
     job = training_job(
@@ -235,7 +190,7 @@ def _train(cycle: _Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     return {"files": [file.as_json() for file in files]}
 
 
-def _champion_weights(cycle: _Cycle, version: str) -> WeightsRef | None:
+def _champion_weights(cycle: Cycle, version: str) -> WeightsRef | None:
     parts = cycle.parts
     if not version:
         return None
@@ -246,7 +201,7 @@ def _champion_weights(cycle: _Cycle, version: str) -> WeightsRef | None:
     )
 
 
-def _fetch(cycle: _Cycle, trained: dict[str, Any]) -> dict[str, Any]:
+def _fetch(cycle: Cycle, trained: dict[str, Any]) -> dict[str, Any]:
     """The bundle from the cluster's run folder into the cycle's folder, hashed on arrival, then checked as a whole."""
     target = (cycle.folder / "bundle").relative_to(cycle.parts.home.root).as_posix()
     files = [FileDigest.model_validate(file) for file in trained["files"]]
@@ -257,16 +212,22 @@ def _fetch(cycle: _Cycle, trained: dict[str, Any]) -> dict[str, Any]:
     return {"bundle_digest": result.bundle_digest(), **moved}
 
 
-def _judge(cycle: _Cycle) -> dict[str, Any]:
+def _judge(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     """Challenger against champion; the first version of all against the Gaussian baseline."""
-    reports = load_evaluation(cycle.folder / "bundle").reports
-    against = "champion" if "champion" in reports else "gaussian"
+    reports, champion = load_evaluation(cycle.folder / "bundle").reports, chosen["champion"]
+    against = "champion" if champion else "gaussian"
+    if not {"challenger", against} <= set(reports) or (champion and reports[against].version != champion):
+        raise DataError(
+            f"The bundle compares with {', '.join(sorted(reports))}; the cycle asked for {against} {champion}".rstrip()
+            + ".",
+            hint="Do both sides run the same version of filmloop?",
+        )
     verdict = judge(reports["challenger"], reports[against], cycle.parts.config.gate, against=against)
     verdict.write(cycle.folder / "verdict.json")
     return verdict.as_json()
 
 
-def _register(cycle: _Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+def _register(cycle: Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
     """A version with metrics, plots, lineage, description and the bundle; winner or not, it is the challenger."""
     parts, folder = cycle.parts, cycle.folder / "bundle"
     result = verify_bundle(folder)
@@ -293,14 +254,17 @@ def _register(cycle: _Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[s
     return {"version": info.version, "url": info.url}
 
 
-def _promote(cycle: _Cycle, chosen: dict[str, Any], version: str, verdict: Verdict) -> dict[str, Any]:
+def _promote(cycle: Cycle, chosen: dict[str, Any], version: str, verdict: Verdict) -> dict[str, Any]:
     """Move the champion alias, unless somebody moved it while this cycle was training."""
     registry, expected = cycle.parts.registry, chosen["champion"]
     now = registry.get(CHAMPION)
-    if now is not None and now.version not in (expected, version):
+    done = any(move.cycle_id == cycle.id for move in cycle.parts.ledger.moves(registry.model, CHAMPION))
+    if done and now is not None and now.version == version:
+        return {"overtaken": ""}
+    if done or (now is not None and now.version not in (expected, version)):
         overtaken = (
             f"Version {version} won against {f'champion {expected}' if expected else 'the baseline'}, but version "
-            f"{now.version} was made champion meanwhile. `filmloop models promote {version}` makes it champion all the same."
+            f"{now.version if now else 'none'} was made champion meanwhile. `filmloop models promote {version}` makes it champion all the same."
         )
         return {"overtaken": overtaken}
     why = " ".join(verdict.reasons)
@@ -310,7 +274,7 @@ def _promote(cycle: _Cycle, chosen: dict[str, Any], version: str, verdict: Verdi
     return {"overtaken": ""}
 
 
-def _live(cycle: _Cycle, chosen: dict[str, Any], version: str) -> dict[str, Any]:
+def _live(cycle: Cycle, chosen: dict[str, Any], version: str) -> dict[str, Any]:
     """Wait until the edge serves the version; a site without a running edge has nothing to wait for."""
 
     def served() -> dict[str, Any] | None:
@@ -325,75 +289,15 @@ def _live(cycle: _Cycle, chosen: dict[str, Any], version: str) -> dict[str, Any]
     try:
         return wait_until(served, deadline_s=_LIVE_DEADLINE_S, what=f"The swap to version {version} at the edge")
     except TransientError as exc:
-        _log.warning("%s It stays champion, and the edge takes it as soon as it can.", exc.message)
-        return {"edge": True, "turnaround_s": None}
+        status = read_status(cycle.parts.home)
+        problem = (
+            f"{exc.message} It stays champion. Last problem of the edge: {(status and status.last_problem) or 'none'}"
+        )
+        _log.warning("%s", problem)
+        return {"edge": True, "turnaround_s": None, "problem": problem}
 
 
-def _finish(cycle: _Cycle, outcome: Outcome, message: str, chosen: dict[str, Any]) -> CycleReport:
-    """Close the cycle: its shards become trained, its report is kept, the cluster is tidied."""
-    parts, done = cycle.parts, cycle.results()
-    result = TrainResult.read(cycle.folder / "bundle" / "result.json") if "fetch" in done else None
-    seconds = cycle.seconds()
-    report = CycleReport(
-        cycle_id=cycle.id,
-        outcome=outcome,
-        message=message,
-        version=done.get("register", {}).get("version", ""),
-        base_version="" if result is None else result.base_version,
-        turnaround_s=done.get("live", {}).get("turnaround_s"),
-        overhead_s=None if result is None else round(sum(seconds.values()) - result.train_s, 3),
-        train_s=None if result is None else round(result.train_s, 3),
-        steps=seconds,
-        gate=Verdict.model_validate(done["judge"]) if "judge" in done else None,
-        metrics={} if result is None else result.metrics,
-        frames=chosen["frames"],
-        url=done.get("register", {}).get("url", ""),
-    )
-    report.write(cycle.folder / "summary.json")
-    if result is not None:
-        _tidy(cycle)
-    parts.ledger.finish_cycle(cycle.id, outcome, report.as_json(), trained=chosen.get("used", ()))
-    return report
-
-
-def _tidy(cycle: _Cycle) -> None:
-    """Free what neither side needs any more: this run's folder, shards too old to be mixed in, old bundles."""
-    parts = cycle.parts
-    shards = sealed_shards(parts.home.stage, parts.stream)
-    kept = _newest(shards, max(parts.config.training.replay_frames, 1))
-    old = [path for shard in shards if shard not in kept for path in shard_paths(parts.home, shard)]
-    try:
-        parts.mover.discard([f"runs/{cycle.id}", *old], key=f"{cycle.id}-tidy")
-    except FilmloopError as exc:
-        _log.warning("the cluster was not tidied: %s", exc.message)
-    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=_KEEP_WEIGHTS)
-
-
-def _resumable(parts: CycleParts) -> CycleRow | None:
-    """The open cycle, if it was begun under this very configuration; under another one it is closed as failed."""
-    row = parts.ledger.open_cycle()
-    if row is None:
-        return None
-    begun_under = parts.home.cycles / row.cycle_id / "config.json"
-    if begun_under.exists() and read_json(begun_under) != parts.config.as_json():
-        for step in parts.ledger.steps(row.cycle_id):
-            if step.name == "train" and step.handle and step.result is None:
-                parts.launcher.cancel(step.handle)
-        message = "Abandoned: it was cut off, and the site's configuration has changed since."
-        _log.warning("cycle %s: %s", row.cycle_id, message)
-        report = CycleReport(cycle_id=row.cycle_id, outcome="failed", message=message)
-        parts.ledger.finish_cycle(row.cycle_id, "failed", report.as_json())
-        return None
-    return row
-
-
-def _close_failed(cycle: _Cycle, exc: FilmloopError) -> None:
-    report = CycleReport(cycle_id=cycle.id, outcome="failed", message=exc.message, steps=cycle.seconds())
-    report.write(cycle.folder / "summary.json")
-    cycle.parts.ledger.finish_cycle(cycle.id, "failed", {**report.as_json(), "error": exc.as_dict()})
-
-
-def _ship(cycle: _Cycle, step: str, direction: Direction, items: list[MoveItem]) -> dict[str, Any]:
+def _ship(cycle: Cycle, step: str, direction: Direction, items: list[MoveItem]) -> dict[str, Any]:
     return move(
         cycle.parts.mover,
         direction,
@@ -405,7 +309,7 @@ def _ship(cycle: _Cycle, step: str, direction: Direction, items: list[MoveItem])
     )
 
 
-def _shards(cycle: _Cycle, shard_ids: list[str]) -> list[SealedShard]:
+def _shards(cycle: Cycle, shard_ids: list[str]) -> list[SealedShard]:
     by_id = {shard.shard_id: shard for shard in sealed_shards(cycle.parts.home.stage, cycle.parts.stream)}
     if gone := [shard_id for shard_id in shard_ids if shard_id not in by_id]:
         raise DataError(
@@ -416,46 +320,5 @@ def _shards(cycle: _Cycle, shard_ids: list[str]) -> list[SealedShard]:
     return [by_id[shard_id] for shard_id in shard_ids]
 
 
-def _who(cycle: _Cycle) -> str:
+def _who(cycle: Cycle) -> str:
     return f"cycle at site {cycle.parts.config.site}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Cycle:
-    """The cycle under way: its parts, its row in the journal, and whom to tell."""
-
-    parts: CycleParts
-    row: CycleRow
-    tell: Tell
-
-    @property
-    def id(self) -> str:
-        return self.row.cycle_id
-
-    @property
-    def folder(self) -> Path:
-        return self.parts.home.cycles / self.id
-
-    def step(self, name: str, text: str, do: Callable[[_Cycle], dict[str, Any]]) -> dict[str, Any]:
-        """Do a step, unless the journal has its result already."""
-        found = self.parts.ledger.begin_step(self.id, name)
-        if found.result is not None:
-            return found.result
-        self.tell(name, text)
-        begun_s = time.monotonic()
-        try:
-            result = do(self)
-        except BaseException:
-            self.parts.ledger.add_step_time(self.id, name, time.monotonic() - begun_s)
-            raise
-        self.parts.ledger.end_step(self.id, name, result, time.monotonic() - begun_s)
-        return result
-
-    def keep_handle(self, name: str, handle: str) -> None:
-        self.parts.ledger.keep_handle(self.id, name, handle)
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        return {step.name: step.result for step in self.parts.ledger.steps(self.id) if step.result is not None}
-
-    def seconds(self) -> dict[str, float]:
-        return {step.name: round(step.seconds, 3) for step in self.parts.ledger.steps(self.id)}

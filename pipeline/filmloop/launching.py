@@ -9,12 +9,27 @@ from pathlib import Path
 
 from filmloop.config.schema import SiteConfig
 from filmloop.core.documents import FileDigest, ModelChoice, ShardRef, TrainJob, WeightsRef
-from filmloop.core.errors import TrainingError
+from filmloop.core.errors import (
+    ConfigError,
+    DataError,
+    FilmloopError,
+    TerminatedError,
+    TrainingError,
+    TransientError,
+    VerificationError,
+)
 from filmloop.ports.launcher import Launcher, LaunchStatus
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4  # a lost job is submitted again so often; it resumes from its checkpoint
+_KINDS: dict[str, type[FilmloopError]] = {
+    DataError.__name__: DataError,
+    VerificationError.__name__: VerificationError,
+    ConfigError.__name__: ConfigError,
+    TransientError.__name__: TransientError,
+    TerminatedError.__name__: TransientError,  # the trainer was told to stop, the cycle was not
+}
 _GRACE_S = 120.0  # on top of the launcher's own deadline, for a launcher that is lost itself
 
 
@@ -57,9 +72,14 @@ def launch(
 ) -> tuple[FileDigest, ...]:
     """Submit the job and poll until it ends; returns the files of its bundle.
 
+    The trainer's own error keeps its class; the message is its own too, and ends with the log's tail.
+
     Raises:
-        TrainingError: it failed, was lost too often, or passed its deadline. The message ends with the log's tail.
-        TransientError: the launcher is away; calling again goes on with the same job.
+        TrainingError: it failed, was lost too often for no reason told, or passed its deadline.
+        DataError: the trainer found damaged or missing data.
+        ConfigError: the trainer found the job wrong, or the launcher cannot run here.
+        TransientError: the launcher is away, or the trainer was stopped by something that passes as often as it was
+            started; calling again goes on with the same job.
     """
     end_s = time.monotonic() + job.deadline_s + _GRACE_S
     for attempt in range(1, _ATTEMPTS + 1):
@@ -71,9 +91,14 @@ def launch(
         if status.state == "failed":
             break
         _log.warning("the training job was lost (attempt %d of %d): %s", attempt, _ATTEMPTS, status.detail)
-    raise TrainingError(
+    raise _error_of(status, job)
+
+
+def _error_of(status: LaunchStatus, job: TrainJob) -> FilmloopError:
+    return _KINDS.get(status.error, TrainingError)(
         f"Training {status.state}: {status.detail or 'no reason given'}\n{status.log_tail}".rstrip(),
-        hint=f"The whole log is {job.output_dir}/run.log. The champion stays as it is.",
+        hint=f"{status.hint} The whole log is {job.output_dir}/run.log. The champion stays as it is.".lstrip(),
+        ids={"job_id": job.job_id},
     )
 
 

@@ -31,8 +31,10 @@ CREATE TABLE IF NOT EXISTS steps (
   PRIMARY KEY (cycle_id, name)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS shards (
-  shard_id TEXT PRIMARY KEY, state TEXT NOT NULL, cycle_id TEXT NOT NULL, utc TEXT NOT NULL
+  shard_id TEXT PRIMARY KEY, state TEXT NOT NULL, cycle_id TEXT NOT NULL, held_by TEXT NOT NULL DEFAULT '',
+  utc TEXT NOT NULL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS open_cycles ON cycles (started_utc) WHERE finished_utc IS NULL;
 CREATE TABLE IF NOT EXISTS alias_moves (
   move_id INTEGER PRIMARY KEY, utc TEXT NOT NULL, model TEXT NOT NULL, alias TEXT NOT NULL, from_version TEXT NOT NULL,
   to_version TEXT NOT NULL, who TEXT NOT NULL, why TEXT NOT NULL, cycle_id TEXT NOT NULL, finished INTEGER NOT NULL
@@ -73,29 +75,38 @@ class CycleRow:
 class Ledger:
     """Opens, or creates, the journal at `path`. Usable from several threads and processes.
 
+    Args:
+        path: The file.
+        read_only: Only look: nothing is created or written, and an absent journal is an empty one.
+
     Raises:
         DataError: the file is not such a journal.
         TransientError: the disk refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._mutex = threading.RLock()
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not read_only:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._db = _look(path) if read_only else _connect(str(path))
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, _SCHEMA_VERSION):
+            if found == 0:
+                self._create()
+            elif found != _SCHEMA_VERSION:
+                self.close()
                 raise DataError(
                     f"{path} is a ledger of schema {found}; this filmloop writes {_SCHEMA_VERSION}.",
                     hint="Use the filmloop that wrote it, or another FILMLOOP_HOME.",
                     ids={"path": str(path)},
                 )
-            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _create(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the file; may be called twice."""
@@ -146,7 +157,8 @@ class Ledger:
         with self._transaction():
             for shard_id in trained:
                 self._mark(shard_id, TRAINED, cycle_id)
-            self._db.execute("DELETE FROM shards WHERE state = ? AND cycle_id = ?", (IN_CYCLE, cycle_id))
+            self._db.execute("DELETE FROM shards WHERE state = ? AND held_by = ?", (IN_CYCLE, cycle_id))
+            self._db.execute("UPDATE shards SET held_by = '' WHERE held_by = ?", (cycle_id,))
             self._db.execute(
                 "UPDATE cycles SET finished_utc = ?, outcome = ?, summary = ? WHERE cycle_id = ?",
                 (utc_now(), outcome, json.dumps(summary), cycle_id),
@@ -204,14 +216,21 @@ class Ledger:
         with self._transaction():
             for shard_id in shard_ids:
                 self._db.execute(
-                    "INSERT OR IGNORE INTO shards (shard_id, state, cycle_id, utc) VALUES (?, ?, ?, ?)",
-                    (shard_id, IN_CYCLE, cycle_id, utc_now()),
+                    "INSERT INTO shards (shard_id, state, cycle_id, held_by, utc) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT (shard_id) DO UPDATE SET held_by = excluded.held_by",
+                    (shard_id, IN_CYCLE, cycle_id, cycle_id, utc_now()),
                 )
 
     def set_aside(self, cycle_id: str, shard_id: str) -> None:
         """Mark a shard as damaged."""
         with self._transaction():
             self._mark(shard_id, DAMAGED, cycle_id)
+
+    def forget_shards(self, *, keep: set[str]) -> None:
+        """Drop the rows of all shards but these: what retention has deleted needs no state."""
+        gone = [shard_id for shard_id in self.shard_states() if shard_id not in keep]
+        with self._transaction():
+            self._db.executemany("DELETE FROM shards WHERE shard_id = ?", [(shard_id,) for shard_id in gone])
 
     def take_back(self, shard_id: str) -> None:
         """A shard that was marked as damaged is whole again: it counts as fresh."""
@@ -222,9 +241,8 @@ class Ledger:
         return dict(self._query("SELECT shard_id, state FROM shards"))
 
     def may_expire(self, shard_id: str) -> bool:
-        """Whether retention may delete the shard: it was trained on and no cycle is open."""
-        found = self._query("SELECT state FROM shards WHERE shard_id = ?", shard_id)
-        return bool(found) and found[0][0] == TRAINED and self.open_cycle() is None
+        """Whether retention may delete the shard: it was trained on, and no open cycle holds it."""
+        return self._query("SELECT state, held_by FROM shards WHERE shard_id = ?", shard_id) == [(TRAINED, "")]
 
     # Audit trail of alias moves (ports.audit.AuditTrail)
 
@@ -333,3 +351,21 @@ class Ledger:
                 hint="Move the file away: the next cycle begins a new one. The registry and the shards stay as they are.",
                 ids={"path": str(self.path)},
             ) from exc
+
+
+def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    db = sqlite3.connect(name, timeout=30, isolation_level=None, check_same_thread=False, uri=uri)
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def _look(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write; on a read-only disk, where SQLite cannot lock, the file is taken as it lies."""
+    if not path.exists():
+        return _connect(":memory:")
+    try:
+        db = _connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        return _connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+    return db

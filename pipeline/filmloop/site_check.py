@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -190,13 +189,11 @@ def _own_server(host: str, port: int) -> Finding:
             item="registry", state="fail", detail="the MLflow server is not installed here",
             hint="pip install -c constraints.txt -e '.[registry]', or name a server with [registry] uri.",
         )  # fmt: skip
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            return Finding(
-                item="registry", state="fail", detail=f"{host}:{port} cannot be used: {exc.strerror}",
-                hint="Set [registry] port to a free one, or to 0.",
-            )  # fmt: skip
+    from filmloop.adapters.mlflow.processes import port_holder, port_is_free
+
+    if port and not port_is_free(host, port):
+        return Finding(
+            item="registry", state="fail", detail=f"port {port} is in use by {port_holder(port) or 'another process'}",
+            hint="Set [registry] port to a free one, or to 0.",
+        )  # fmt: skip
     return Finding(item="registry", state="ok", detail="not running; `filmloop retrain` starts it")

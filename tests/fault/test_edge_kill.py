@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from filmloop.config.paths import Home
-from filmloop.core.errors import TransientError
+from filmloop.core.errors import AuthError, ConfigError, DataError, TransientError
 from filmloop.edge.service import EdgeService
 from filmloop.edge.spawn import EdgeProcess
 from filmloop.edge.status import is_alive, read_status
@@ -153,12 +154,101 @@ def test_a_spawned_edge_runs_beside_its_caller_and_stops_cleanly(home, tmp_path)
     assert status.frames_in == status.frames_staged + sum(status.frames_unstaged.values())
 
 
-def test_an_edge_that_cannot_start_says_why(home, tmp_path):
-    argv = [sys.executable, "-c", "import sys; print('no such site file'); sys.exit(2)"]
-    with pytest.raises(TransientError, match="exit code 2") as error:
-        EdgeProcess.start(argv, home, tmp_path / "edge.log")
-    assert "no such site file" in error.value.message
+def dying(code, *lines, first=""):
+    """A child that says some lines on stderr and ends with `code`."""
+    return [sys.executable, "-c", f"import sys\n{first}\nsys.stderr.write({chr(10).join(lines)!r})\nsys.exit({code})"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(2, ConfigError), (4, AuthError), (5, DataError), (3, TransientError), (70, TransientError)]
+)
+def test_an_edge_that_cannot_start_fails_with_its_own_error_and_hint(home, tmp_path, code, kind):
+    log = tmp_path / "edge.log"
+    log.write_text("ConfigError an error of an earlier life\n  hint: an old hint\n")
+    lines = (
+        "2026-11-22T13:05:01.250Z INFO starting",
+        "XError the file is wrong",
+        "  path: x.h5",
+        "  hint: mend it",
+        "",
+    )
+    with pytest.raises(kind, match=f"exit code {code}: the file is wrong$") as error:
+        EdgeProcess.start(dying(code, *lines), home, log)
+    assert type(error.value) is kind
+    assert error.value.hint.startswith("mend it ")
     assert "edge.log" in error.value.hint
+
+
+def test_an_edge_that_dies_without_a_word_of_ours_leaves_its_own_log_alone(home, tmp_path):
+    log = tmp_path / "edge.log"
+    log.write_text("ConfigError an error of an earlier life\n  hint: an old hint\n")
+    kill = "import os, signal; print('allocating', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(TransientError, match="exit code -9") as error:
+        EdgeProcess.start(dying(0, first=kill), home, log)
+    assert "allocating" in error.value.message
+    assert "earlier life" not in error.value.message
+    assert "old hint" not in error.value.hint
+
+
+SAYS_STOPPED = (
+    "import os, time; from pathlib import Path; from filmloop.config.paths import Home\n"
+    "from filmloop.edge.status import EdgeStatus, write_status\n"
+    "write_status(Home(Path({home!r})), EdgeStatus(pid=os.getpid(), state={state!r}, started_utc='', updated_utc='',"
+    " site='', stream=''))\n"
+    "time.sleep(0.5)\n"
+)
+
+
+def test_an_edge_that_said_stopped_is_up_only_if_it_ends_well(home, tmp_path):
+    """A service that fails writes "stopped" half a second before its process ends with the error."""
+    stopped = SAYS_STOPPED.format(home=str(home.root), state="stopped")
+    with pytest.raises(DataError, match="no frames"):
+        EdgeProcess.start(dying(5, "DataError no frames\n", first=stopped), home, tmp_path / "edge.log")
+    through = EdgeProcess.start(dying(0, first=stopped), home, tmp_path / "edge.log")
+    assert through.stop() == 0
+
+
+def test_an_edge_that_ends_later_is_told_by_its_error(home, tmp_path):
+    running = SAYS_STOPPED.format(home=str(home.root), state="running")
+    argv = dying(5, "DataError frame 3 cannot be read\n", first=running)
+    edge = EdgeProcess.start(argv, home, tmp_path / "edge.log")
+    edge.raise_if_ended()
+    assert edge.stop() in (-signal.SIGTERM, 5)
+    again = EdgeProcess.start(argv, home, tmp_path / "edge.log")
+    end_s = time.monotonic() + 10
+    while again.is_running():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    with pytest.raises(DataError, match="frame 3 cannot be read"):
+        again.raise_if_ended()
+    assert again.stop() == 5
+
+
+def test_an_edge_tied_to_its_parent_stops_cleanly_when_that_is_killed(home, tmp_path):
+    child = [sys.executable, "-m", "filmloop.testing.edge_child", str(home.root), "1000000", "--tied"]
+    code = (
+        "import time; from pathlib import Path; from filmloop.config.paths import Home\n"
+        "from filmloop.edge.spawn import EdgeProcess\n"
+        f"edge = EdgeProcess.start({child!r}, Home(Path({str(home.root)!r})), Path({str(tmp_path / 'edge.log')!r}))\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        running = shows(home, lambda status: status.state == "running" and status.frames_staged > 0, 60.0)
+        assert is_alive(home)
+    finally:
+        parent.kill()
+        parent.wait()
+    stopped = shows(home, lambda status: status.state == "stopped", 10.0)
+    assert stopped.pid == running.pid
+    end_s = time.monotonic() + 5
+    while is_alive(home):
+        assert time.monotonic() < end_s, "the edge outlives its parent"
+        time.sleep(0.02)
+    assert set(stopped.frames_unstaged) <= {"stopped"}
+    assert staged(home)[1]["pulse_id"].size == stopped.frames_staged
+    assert stopped.frames_in == stopped.frames_staged + sum(stopped.frames_unstaged.values())
+    assert "the process that started this edge is gone" in (tmp_path / "edge.log").read_text()
 
 
 def test_an_edge_that_ignores_sigterm_is_killed(home, tmp_path):

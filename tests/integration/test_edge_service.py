@@ -8,11 +8,14 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+from filmloop.adapters.sources.build import build_source
 from filmloop.config.paths import Home
+from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import DataError, TransientError
 from filmloop.edge import service as service_module
 from filmloop.edge.control import request_seal
@@ -21,7 +24,7 @@ from filmloop.edge.service import EdgeService
 from filmloop.edge.status import is_alive, read_status
 from filmloop.ports.registry import CHAMPION
 from filmloop.staging.writer import ShardWriter
-from filmloop.testing.edge import FRAME_SHAPE, POOL_FRAMES, ScriptedSource, blocks_of, pool, small_site, staged
+from filmloop.testing.edge import FRAME_SHAPE, POOL_FRAMES, STREAM, ScriptedSource, blocks_of, pool, small_site, staged
 from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.models import make_model_bundle
 from filmloop.training.load import load_module
@@ -402,3 +405,122 @@ def test_an_edge_told_to_stay_takes_new_versions_and_requests_after_the_end_of_t
         assert shows(home, lambda status: status.version == "1").frames_staged == 100
         assert not outcome
     assert exact(outcome[0]).frames_in == 100
+
+
+def test_damaged_frames_of_a_recording_are_counted_with_their_pulse_ids_and_stop_nothing(home, tmp_path):
+    counts = np.random.default_rng(3).poisson(0.5, (600, *FRAME_SHAPE)).astype(np.float32)
+    bad = [0, 99, 100, 255, 256, 599]
+    counts[bad, 1, 1] = [np.nan, -1, np.inf, 0.5, np.nan, -3]
+    with h5py.File(tmp_path / "run.h5", "w") as file:
+        file["Ximg"] = counts
+
+    def replayed():
+        source = build_source(ReplaySource(path=str(tmp_path / "run.h5"), stream=STREAM), FRAME_SHAPE)
+        return edge(home, source, staging={"frames_per_shard": 256})
+
+    replayed().run(threading.Event(), max_frames=300)
+    # Cut behind the first two shards and go on: what lay between a shard and the cut is told once.
+    accounting = exact(replayed().run(threading.Event()))
+    assert accounting.frames_in == 600
+    assert accounting.frames_dropped == {"bad_frame": 6, "no_model": 594}
+    assert accounting.frames_unstaged == {"bad_frame": 6}
+    assert accounting.frames_missing == 0
+    shards, frames = staged(home)
+    assert frames["pulse_id"].tolist() == [row for row in range(600) if row not in bad]
+    left_out = [left for shard in shards for left in shard.manifest.dropped]
+    # 599 comes behind the last shard.
+    assert [(left.first_pulse_id, left.last_pulse_id, left.frames, left.reason) for left in left_out] == [
+        (0, 0, 1, "bad_frame"),
+        (99, 100, 2, "bad_frame"),
+        (255, 256, 2, "bad_frame"),
+    ]
+    for shard in shards:
+        upto = exact(shard.manifest.accounting)
+        assert upto.frames_in == shard.manifest.last_pulse_id + 1
+        # Each shard's manifest tells of the damaged frames below its last one that no earlier manifest told of.
+        assert all(left.last_pulse_id < shard.manifest.last_pulse_id for left in shard.manifest.dropped)
+    assert "pulse 599 on: damaged" in read_status(home).last_problem
+
+
+class Torn(ScriptedSource):
+    """Raises whenever frames behind `end` are asked for, as often as `errors` lasts."""
+
+    def __init__(self, script, end, errors):
+        super().__init__(script)
+        self.end, self.torn = end, list(errors)
+
+    def read(self, max_frames, timeout_s=0.2):
+        if self._todo and self._todo[0][1][0] >= self.end and self.torn:
+            raise self.torn.pop(0)
+        return super().read(max_frames, timeout_s)
+
+
+def test_data_that_stay_unreadable_end_the_edge_with_their_error(home, monkeypatch):
+    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+    source = Torn(blocks_of(320), 96, [DataError("a damaged chunk")] * 100)
+    with pytest.raises(DataError, match="damaged chunk"):
+        edge(home, source).run(threading.Event())
+    assert source.opened == [None] + [(1, 95)] * 4
+    status = read_status(home)
+    assert status.state == "stopped"
+    assert status.frames_in == status.frames_staged == 96
+
+
+def test_a_recording_that_cannot_be_opened_again_ends_the_edge_too(home, monkeypatch):
+    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+
+    class Deleted(Torn):
+        def open(self, *, after):
+            super().open(after=after)
+            if after is not None:
+                raise DataError("No recording at run.h5.")
+
+    with pytest.raises(DataError, match="No recording"):
+        edge(home, Deleted(blocks_of(320), 96, [TransientError("no link")])).run(threading.Event())
+
+
+def test_a_source_that_is_away_is_opened_again_for_ever(home, monkeypatch):
+    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+    # Four errors of the data between more than five of the link: neither is a row of five.
+    errors = [TransientError("no link"), DataError("a torn packet")] * 4 + [TransientError("no link")] * 8
+    accounting = exact(edge(home, Torn(blocks_of(320), 96, errors)).run(threading.Event()))
+    assert accounting.frames_staged == 320
+
+
+class Blinded:
+    """Weights that make no numbers of any frame, though they did of those that they were proven with."""
+
+    version, name = "9", "blinded"
+
+    def infer(self, counts_NCE):
+        return np.full(counts_NCE.shape, np.nan, np.float32)
+
+
+def test_weights_that_make_no_numbers_stop_nothing_and_are_told(home):
+    service = edge(home, ScriptedSource(blocks_of(2000)))
+    service._offer.put(Blinded())
+    accounting = exact(service.run(threading.Event()))
+    assert accounting.frames_inferred == accounting.frames_staged == 2000
+    status = read_status(home)
+    assert "version 9 made rates that are not finite" in status.last_problem
+    assert status.quality is None
+
+
+def test_a_disk_that_cannot_give_the_remembered_version_does_not_keep_the_edge_from_starting(home, monkeypatch):
+    def refusing(self):
+        raise TransientError("live.json: Input/output error.")
+
+    monkeypatch.setattr(service_module.ModelStore, "remembered", refusing)
+    accounting = exact(edge(home, ScriptedSource(blocks_of(100))).run(threading.Event()))
+    assert accounting.frames_dropped == {"no_model": 100}
+    assert "Input/output error" in read_status(home).last_problem
+
+
+def test_a_site_that_goes_back_to_an_earlier_run_continues_behind_its_newest_frame(home):
+    first = exact(edge(home, ScriptedSource(blocks_of(100, run=7))).run(threading.Event()))
+    source = ScriptedSource(blocks_of(100, run=2), live=True)
+    second = exact(edge(home, source).run(threading.Event()))
+    assert second.frames_in == first.frames_in + 100
+    again = ScriptedSource([], live=True)
+    assert edge(home, again).run(threading.Event()) == second
+    assert again.opened == [(2, 99)]

@@ -44,7 +44,7 @@ def test_the_first_cycle_ends_with_a_champion_that_a_running_edge_serves(site: A
     assert (first["outcome"], first["version"], first["base_version"]) == ("promoted", "1", ""), first["message"]
     assert first["gate"]["against"] == "gaussian"
     assert first["turnaround_s"] > 0
-    assert first["overhead_s"] < sum(first["steps"].values())
+    assert 0 < first["overhead_s"] < sum(first["steps"].values()) - first["steps"]["frames"]
     status = site.json("status")
     assert set(status) >= STATUS_KEYS
     assert (status["champion"]["version"], status["edge"]["version"]) == ("1", "1")
@@ -101,6 +101,42 @@ def test_a_second_cycle_while_one_runs_says_so_and_exits_0(filmloop: Any, tmp_pa
     with Ledger(Home(tmp_path / "home").ledger) as ledger, ledger.cycle_lock() as free:
         assert free
         assert command.json("retrain")["outcome"] == "busy"
+
+
+@pytest.mark.slow
+def test_of_two_cycles_started_together_one_runs_and_one_is_busy(filmloop: Any, tmp_path: Path) -> None:
+    command = filmloop(
+        tmp_path / "home", f"registry.uri={shared_server()}", "model.registered_as=together", "training.min_frames=1000",
+        "training.hyper.max_steps=5", "model.hyper.features=8",
+    )  # fmt: skip
+    both = [command.start("retrain", "--json") for _ in range(2)]
+    said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    outcomes = sorted(json.loads(out)["outcome"] for out, _ in said)
+    assert outcomes[0] == "busy"
+    assert outcomes[1] in ("promoted", "refused", "undecided")
+
+
+@pytest.mark.slow
+def test_an_edge_started_for_a_cycle_ends_when_the_cycle_is_killed(filmloop: Any, tmp_path: Path) -> None:
+    command = filmloop(
+        tmp_path / "home",
+        f"registry.uri={shared_server()}",
+        "model.registered_as=orphan",
+        "training.min_frames=1000000",
+    )
+    cycle = command.start("retrain", "--json")
+    end = time.monotonic() + 90
+    while (command.json("status")["edge"] or {}).get("frames_in", 0) < 500 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert command.json("status")["edge"]["alive"]
+    cycle.kill()
+    cycle.communicate()
+    while command.json("status")["edge"]["alive"] and time.monotonic() < end:
+        time.sleep(0.2)
+    edge = command.json("status")["edge"]
+    assert (edge["alive"], edge["state"]) == (False, "stopped"), "it saw its parent go, and stopped cleanly"
+    assert edge["frames_in"] == edge["frames_staged"]
 
 
 @pytest.mark.parametrize("words", [("--version",), ("status",), ("history",), ("shards", "list")])

@@ -27,18 +27,21 @@ from pathlib import Path
 from filmloop.adapters.mlflow.server import ensure_server, serve
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry
-home, how = Home(Path(sys.argv[1])), sys.argv[2]
+home, how, section = Home(Path(sys.argv[1])), sys.argv[2], MlflowRegistry(port=int(sys.argv[3]))
 def say(line): print(line, flush=True)
 if how == "serve":
-    serve(home, MlflowRegistry(), announce=say)
+    serve(home, section, announce=say)
 else:
-    say(ensure_server(home, MlflowRegistry()))
+    say(ensure_server(home, section))
 """
 
 
-def starter(home, how):
+def starter(home, how, port):
     return subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(home.root), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTER, str(home.root), how, str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -47,7 +50,14 @@ def record_of(home):
 
 
 def write_record(home, **changes):
-    values = {"uri": "http://127.0.0.1:1", "port": 1, "pid": 1, "start_ticks": 1, "started_utc": utc_now()} | changes
+    values = {
+        "home": str(home.registry),
+        "uri": "http://127.0.0.1:1",
+        "port": 1,
+        "pid": 1,
+        "start_ticks": 1,
+        "started_utc": utc_now(),
+    } | changes
     ServerRecord(**values).write(home.registry / "server.json")
 
 
@@ -60,13 +70,14 @@ def home(tmp_path):
 
 @pytest.mark.slow
 def test_the_life_of_a_server(home, tmp_path):
+    section = Section(port=free_port())  # its own: other servers on this machine come and go in the default range
     # Two start at once: one server, which outlives both.
-    starters = [starter(home, "ensure") for _ in range(2)]
+    starters = [starter(home, "ensure", section.port) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in starters]
     assert [process.returncode for process in starters] == [0, 0], outputs
     uri = outputs[0][0].strip()
     assert outputs[1][0].strip() == uri
-    assert find_server(home, Section()) == uri == ensure_server(home, Section())
+    assert find_server(home, section) == uri == ensure_server(home, section)
     # MLflow's parent and uvicorn alone: no job runner, no second worker.
     assert len(processes_of(record_of(home).pid)) == 2
 
@@ -80,19 +91,19 @@ def test_the_life_of_a_server(home, tmp_path):
         first = record_of(home)
         kill(first.pid, signal.SIGKILL)
         wait_for(lambda pid=first.pid: start_ticks(pid) is None)
-        assert find_server(home, Section()) is None
-        assert ensure_server(home, Section()) == uri
+        assert find_server(home, section) is None
+        assert ensure_server(home, section) == uri
         assert record_of(home).pid != first.pid
         assert not group_runs(first.pid)
         assert registry.get("champion").bundle_digest == made.bundle_digest
 
     # `registry serve` takes the running one over, and ends it when told to.
-    foreground = starter(home, "serve")
+    foreground = starter(home, "serve", section.port)
     assert uri in foreground.stdout.readline()
     foreground.send_signal(signal.SIGTERM)
     _, errors = foreground.communicate(timeout=30)
     assert (foreground.returncode, errors) == (0, "")
-    assert find_server(home, Section()) is None
+    assert find_server(home, section) is None
     assert not group_runs(record_of(home).pid)
     assert port_is_free("127.0.0.1", record_of(home).port)
     assert not stop_server(home)
@@ -121,7 +132,7 @@ def test_a_port_in_use_names_its_holder_and_the_key(home):
 
 def test_the_last_port_is_used_again_and_left_if_someone_has_it():
     section = Section()
-    last = ServerRecord(uri="", port=free_port(), pid=1, start_ticks=1, started_utc=utc_now())
+    last = ServerRecord(home="", uri="", port=free_port(), pid=1, start_ticks=1, started_utc=utc_now())
     assert server._ports(section, last)[0] == last.port
     with socket.create_server(("127.0.0.1", last.port)):
         assert last.port not in server._ports(section, last)

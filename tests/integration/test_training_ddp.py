@@ -7,15 +7,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from filmloop.adapters.local.launcher import LocalLauncher
+from filmloop.adapters.local.runfolder import Launch
+from filmloop.adapters.local.supervise import marked_processes
 from filmloop.bundle import verify_bundle
-from filmloop.core.documents import ShardRef, TrainJob
+from filmloop.config.schema import LocalLauncher as LauncherSection
+from filmloop.core.documents import ShardRef, TrainJob, TrainResult, WeightsRef
+from filmloop.core.errors import VerificationError
 from filmloop.core.fsio import try_lock
+from filmloop.core.retry import wait_until
+from filmloop.launching import launch
+from filmloop.testing.models import make_model_bundle
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
 
 
@@ -109,6 +119,59 @@ def test_a_job_killed_and_then_terminated_ends_with_a_whole_bundle(tmp_path: Pat
     assert not (folder / "error.json").exists()
     lines = [json.loads(line) for line in (folder / "bundle" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(10, 601, 10))
+
+
+def _ranks(job: TrainJob) -> dict[int, int]:
+    """Rank -> process id of the ranks of the job that live."""
+    found = {}
+    for pid in marked_processes(Launch.read(Path(job.output_dir)).token):
+        with suppress(OSError):
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {int(entry[5:]): pid for entry in environ if entry.startswith(b"RANK=")}
+    return found
+
+
+# Of two, one lives to tell that it lost the other; one alone, with nobody to speak for it, needs the exit code.
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (1, 0)])
+def test_a_rank_that_is_killed_costs_the_steps_since_its_checkpoint(
+    tmp_path: Path, shard: ShardRef, ranks: int, victim: int
+) -> None:
+    folder = tmp_path / "run"
+    hyper = {"max_steps": 400, "checkpoint_every_s": 0.2, "patience_evaluations": 1000, "max_epochs": 1000}
+    job, launcher = small_job(folder, shard, hyper=hyper), LocalLauncher(section=LauncherSection(processes=ranks))
+    handles: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(launch, launcher, job, poll_s=0.05, keep_handle=handles.append, tell=lambda _text: None)
+        wait_until(
+            lambda: ((folder / "checkpoint.pt").exists() and _step(folder) >= 50) or None,
+            deadline_s=100,
+            what="step 50",
+            first_s=0.02,
+            cap_s=0.02,
+        )
+        os.kill(_ranks(job)[victim], signal.SIGKILL)
+        files = training.result(timeout=200)
+    assert len(handles) == 2, "it was lost once and submitted again"
+    result = verify_bundle(folder / "bundle")
+    assert {file.path for file in files} == {"result.json", *(file.path for file in result.files)}
+    assert result.resumed_from_step > 0
+    assert (result.steps, result.world_size) == (400, ranks)
+
+
+def test_the_cause_is_told_not_what_the_other_rank_saw_of_it(tmp_path: Path, shard: ShardRef) -> None:
+    # Only the last rank evaluates and meets the damage; its end is all that the first one sees.
+    bundle = make_model_bundle(tmp_path / "champion")
+    champion = WeightsRef(
+        version="1", bundle_path=str(bundle), weights_sha256=TrainResult.read(bundle / "result.json").weights_sha256
+    )
+    (bundle / "weights.safetensors").write_bytes(b"")
+    job = small_job(tmp_path / "run", shard, champion=champion, hyper={"max_steps": 10})
+    launcher = LocalLauncher(section=LauncherSection(processes=2))
+    with pytest.raises(VerificationError, match="weights") as caught:
+        launch(launcher, job, poll_s=0.05, keep_handle=lambda _handle: None, tell=lambda _text: None)
+    assert "run.log" in caught.value.hint
+    assert "lost each other" in (tmp_path / "run" / "run.log").read_text(), "the first rank did see something"
 
 
 def test_a_failing_rank_leaves_its_error(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,11 +17,12 @@ from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
 from filmloop.core.errors import DataError, TrainingError, TransientError
-from filmloop.cycle import CycleParts, run_cycle
+from filmloop.cycle import run_cycle
+from filmloop.journal import CycleParts
 from filmloop.ledger import DAMAGED, TRAINED, Ledger
 from filmloop.ports.launcher import LaunchStatus
 from filmloop.ports.registry import CHALLENGER, CHAMPION
-from filmloop.promotion.publish import promote
+from filmloop.promotion.publish import promote, rollback
 from filmloop.testing.bundles import make_bundle, small_report
 from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.shards import example_block, write_shard
@@ -53,7 +54,7 @@ class ScriptedTrainer:
                 seed=len(self.jobs),
                 job_id=job.job_id,
                 base_version=job.base.version if job.base else "",
-                reports=_reports(act, against_champion=job.champion is not None),
+                reports=_reports(act, champion=job.champion.version if job.champion else ""),
             )
         return f"{act} {job.output_dir}"
 
@@ -71,7 +72,7 @@ class ScriptedTrainer:
         self.submitted.append(f"cancelled {handle.split(' ')[0]}")
 
 
-def _reports(act: str, *, against_champion: bool) -> dict[str, EvaluationReport]:
+def _reports(act: str, *, champion: str) -> dict[str, EvaluationReport]:
     # 400 frames, spread 5 nats: a shift of 1 nat is 4 standard errors of the unpaired mean and exact when paired.
     base = tuple(float(x) for x in np.random.default_rng(0).normal(60.0, 5.0, 400))
     shift = {"win": -1.0, "lose": 1.0, "tie": 0.0}[act]
@@ -79,7 +80,9 @@ def _reports(act: str, *, against_champion: bool) -> dict[str, EvaluationReport]
         "challenger": small_report("challenger", tuple(x + shift for x in base)),
         "gaussian": small_report("gaussian", base),
     }
-    return reports | ({"champion": small_report("champion", base)} if against_champion else {})
+    if champion:
+        reports["champion"] = small_report("champion", base).model_copy(update={"version": champion})
+    return reports
 
 
 @dataclass
@@ -260,12 +263,83 @@ def test_a_champion_that_was_moved_meanwhile_is_not_overrun(world: World) -> Non
     assert "filmloop models promote 3" in report.message
 
 
-def test_a_second_cycle_while_one_runs_is_busy(world: World) -> None:
+def test_a_rollback_while_the_cycle_was_cut_off_is_not_undone_when_it_goes_on(world: World) -> None:
     world.stage()
-    with world.ledger.cycle_lock() as free:
-        assert free
-        assert world.cycle().outcome == "busy"
-    assert world.trainer.submitted == []
+    world.cycle("win")
+    world.stage()
+    end_step = world.ledger.end_step
+
+    def cut_off(cycle_id: str, name: str, *rest: Any) -> None:
+        if name == "promote":
+            raise TransientError("The journal's disk is full.")
+        end_step(cycle_id, name, *rest)
+
+    world.ledger.end_step = cut_off  # type: ignore[method-assign]
+    with pytest.raises(TransientError, match="disk is full"):
+        world.cycle("win")
+    assert world.champion() == "2", "the alias was moved before the journal knew"
+    rollback(world.registry, world.ledger, who="operator", why="looks odd")
+    world.ledger.end_step = end_step  # type: ignore[method-assign]
+    report = world.cycle()
+    assert (report.outcome, world.champion()) == ("undecided", "1")
+
+
+def test_an_alias_that_was_moved_before_the_cut_counts_as_promoted(world: World) -> None:
+    world.stage()
+    end_step = world.ledger.end_step
+
+    def cut_off(cycle_id: str, name: str, *rest: Any) -> None:
+        if name == "promote":
+            raise TransientError("The journal's disk is full.")
+        end_step(cycle_id, name, *rest)
+
+    world.ledger.end_step = cut_off  # type: ignore[method-assign]
+    with pytest.raises(TransientError):
+        world.cycle("win")
+    world.ledger.end_step = end_step  # type: ignore[method-assign]
+    assert world.cycle().outcome == "promoted"
+    assert len(world.ledger.moves(world.registry.model, CHAMPION)) == 1
+
+
+def test_a_bundle_that_was_not_compared_with_the_champion_is_refused(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    submit = world.trainer.submit
+    world.trainer.submit = lambda job: submit(job.model_copy(update={"champion": None}))  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="champion 1"):
+        world.cycle("win")
+    assert world.champion() == "1"
+
+
+def test_an_unforeseen_exception_closes_the_cycle_so_that_the_next_one_is_not_stuck(world: World) -> None:
+    world.stage()
+    submit = world.trainer.submit
+    world.trainer.submit = lambda job: 1 // 0  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(ZeroDivisionError):
+        world.cycle("win")
+    assert world.ledger.history()[0].outcome == "failed"
+    world.trainer.submit = submit  # type: ignore[method-assign]
+    assert world.cycle("win").outcome == "promoted"
+
+
+def test_a_step_that_fails_for_a_passing_reason_again_and_again_ends_the_cycle(world: World) -> None:
+    world.stage()
+    for attempt in range(10):
+        assert (world.ledger.open_cycle() is None) == (attempt == 0)
+        with pytest.raises(TransientError):
+            world.cycle("hang_up")
+    assert world.ledger.open_cycle() is None
+    assert world.cycle("win").outcome == "promoted"
+
+
+def test_overhead_leaves_out_the_training_and_never_falls_below_the_other_steps(world: World) -> None:
+    world.stage()
+    report = world.cycle("win")
+    # The scripted trainer claims 12.5 s of training and took none of them: a step whose seconds were lost to a kill.
+    others = sum(seconds for name, seconds in report.steps.items() if name != "train")
+    assert report.train_s == 12.5
+    assert report.overhead_s == pytest.approx(others, abs=1e-6)
 
 
 def test_a_shard_that_vanished_after_it_was_chosen_fails_the_cycle_with_its_name(world: World) -> None:

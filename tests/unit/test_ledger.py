@@ -68,8 +68,12 @@ def test_shards_of_an_open_cycle_may_not_expire_and_trained_ones_may_once_it_is_
     ledger.finish_cycle(cycle, "promoted", {}, trained=["s/1"])
     assert ledger.shard_states() == {"s/1": TRAINED}, "chosen but not trained is fresh again"
     assert ledger.may_expire("s/1")
-    ledger.start_cycle()
-    assert not ledger.may_expire("s/1"), "the open cycle may be about to choose it"
+    second = ledger.start_cycle().cycle_id
+    ledger.choose_shards(second, ["s/1"])
+    assert ledger.shard_states() == {"s/1": TRAINED}, "mixed in again, it stays trained"
+    assert not ledger.may_expire("s/1"), "the open cycle reads it"
+    ledger.finish_cycle(second, "failed", {})
+    assert ledger.may_expire("s/1")
 
 
 def test_a_damaged_shard_stays_out_until_it_is_taken_back(ledger: Ledger) -> None:
@@ -82,6 +86,28 @@ def test_a_damaged_shard_stays_out_until_it_is_taken_back(ledger: Ledger) -> Non
     for shard_id in ("s/1", "s/2"):
         ledger.take_back(shard_id)
     assert ledger.shard_states() == {"s/1": TRAINED}, "only a damaged one is taken back"
+
+
+def test_rows_of_shards_that_are_gone_are_forgotten(ledger: Ledger) -> None:
+    cycle = ledger.start_cycle().cycle_id
+    ledger.finish_cycle(cycle, "promoted", {}, trained=["s/1", "s/2"])
+    ledger.forget_shards(keep={"s/2", "s/3"})
+    assert ledger.shard_states() == {"s/2": TRAINED}
+
+
+def test_looking_creates_and_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "ledger.sqlite"
+    with Ledger(path, read_only=True) as absent:
+        assert absent.history() == []
+    assert not path.parent.exists()
+    with Ledger(path) as ledger:
+        cycle = ledger.start_cycle().cycle_id
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix == ".sqlite"}
+    with Ledger(path, read_only=True) as looking:
+        assert [row.cycle_id for row in looking.history()] == [cycle]
+        with pytest.raises(TransientError):
+            looking.start_cycle()
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix == ".sqlite"} == before
 
 
 def test_alias_moves_are_pending_until_ended_and_dropped_ones_leave_no_trace(ledger: Ledger) -> None:

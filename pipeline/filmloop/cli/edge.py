@@ -22,6 +22,7 @@ def run(
     stay: Annotated[
         bool, typer.Option("--stay", help="At the end of the data, stay and keep the champion loaded.")
     ] = False,
+    tied: Annotated[bool, typer.Option("--tied", hidden=True, help="Stop when standard input closes.")] = False,
     no_registry: Annotated[
         bool, typer.Option("--no-registry", help="Serve the last verified weights; look for no new ones.")
     ] = False,
@@ -34,9 +35,12 @@ def run(
 
     site = open_site(site_file, sets=sets or (), source=source)
     if not json:
-        err.print(f"edge at site {site.config.site}, stream {site.stream}; state in {site.home.root}; SIGTERM stops it")
+        err.print(
+            f"edge at site {site.config.site}, stream {site.stream}; state in {site.home.root}; SIGTERM stops it",
+            markup=False,
+        )
     with open_ledger(site) as ledger:
         service = edge_service(site, ledger, with_registry=not no_registry, stay=stay)
-        run_until_signalled(service, max_frames=frames)
+        run_until_signalled(service, max_frames=frames, tied=tied)
     if json and (status := read_status(site.home)) is not None:
         print_json(status.as_json())

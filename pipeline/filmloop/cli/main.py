@@ -7,6 +7,7 @@ import traceback
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 import filmloop
 from filmloop.cli import demo, edge, evaluate, models, registry, retrain, shards, simulate, site, status
@@ -52,7 +53,7 @@ def run() -> None:
     except FilmloopError as exc:
         if "--json" in sys.argv:
             print_json(exc.as_dict())
-        err.print(f"[red]{type(exc).__name__}[/red] {exc.message}", markup=True)
+        err.print(f"[red]{type(exc).__name__}[/red] {escape(exc.message)}")
         for name, value in exc.ids.items():
             err.print(f"  {name}: {value}", markup=False)
         if exc.hint:
@@ -62,9 +63,6 @@ def run() -> None:
         traceback.print_exc()
         err.print(f"{type(exc).__name__}: this is a bug in filmloop; please report the lines above", markup=False)
         sys.exit(FilmloopError.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; running the same command again goes on from here")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def history(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False)
     """Show which version was champion when, who moved it, and why."""
     set_up_logs(quiet=True)
     site = open_site(site_file, sets=sets or ())
-    with open_ledger(site) as ledger:
+    with open_ledger(site, read_only=True) as ledger:
         moves = ledger.moves(site.config.registered_model, CHAMPION)
     if json:
         print_json({"model": site.config.registered_model, "moves": [move.as_json() for move in moves]})
@@ -88,7 +88,7 @@ def history(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False)
 
 @app.command("promote")
 def promote(
-    version: Annotated[str, typer.Argument(help="Version number.")],
+    version: Annotated[str, typer.Argument(help="A version number, or challenger.")],
     why: Why = "promoted by hand",
     site_file: SiteFile = None,
     sets: Sets = None,
@@ -100,10 +100,12 @@ def promote(
 
     site = open_site(site_file, sets=sets or ())
     registry = open_registry(site, start=True)
-    champion = registry.get(CHAMPION)
+    champion, wanted = registry.get(CHAMPION), registry.get(version)
+    if wanted is None:
+        raise DataError(f"{registry.model} has no version or alias {version!r}.", hint="`filmloop models list`")
     with open_ledger(site) as ledger:
         move = publish.promote(
-            registry, ledger, version=version, expected=champion.version if champion else "", who=me(), why=why
+            registry, ledger, version=wanted.version, expected=champion.version if champion else "", who=me(), why=why
         )
     _report(move, json)
 

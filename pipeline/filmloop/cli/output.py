@@ -83,8 +83,8 @@ class Progress:
         line = f"{now_s - self._begun_s:6.1f} s  {step:<9} {text}"
         if self._live:
             if new:
-                err.print(f"[dim]{line}[/dim]")
-            self._live.update(f"{step}: {text}")
+                err.print(line, style="dim", markup=False)
+            self._live.update(escape(f"{step}: {text}"))
         elif new or now_s - self._plain_s >= self._PLAIN_EVERY_S:
-            err.print(line)
+            err.print(line, markup=False)
             self._plain_s = now_s

@@ -43,10 +43,14 @@ def start(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -
 
 
 @app.command("stop")
-def stop(site_file: SiteFile = None, sets: Sets = None) -> None:
+def stop(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
     """Stop the server that filmloop started in the background."""
     set_up_logs(quiet=True)
     from filmloop.adapters.mlflow.server import stop_server
 
     site = open_site(site_file, sets=sets or ())
-    out.print("stopped" if stop_server(site.home) else "no server of ours was running")
+    stopped = stop_server(site.home)
+    if json:
+        print_json({"stopped": stopped})
+    else:
+        out.print("stopped" if stopped else "no server of ours was running")

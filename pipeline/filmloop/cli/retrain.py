@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile, Source
@@ -42,7 +43,7 @@ def retrain(
 
 def print_report(report: CycleReport) -> None:
     """What happened, for people."""
-    out.print(f"[bold]{report.outcome}[/bold]: {report.message}")
+    out.print(f"[bold]{report.outcome}[/bold]: {escape(report.message)}")
     if report.outcome in ("busy", "nothing_to_do"):
         return
     rows: list[tuple[str, Any]] = [("cycle", report.cycle_id), ("version", report.version or "none")]

@@ -22,7 +22,7 @@ def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = 
     from filmloop.staging.catalog import sealed_shards
 
     site = open_site(site_file, sets=sets or ())
-    with open_ledger(site) as ledger:
+    with open_ledger(site, read_only=True) as ledger:
         states = ledger.shard_states()
     shards = [
         {
@@ -56,20 +56,23 @@ def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", j
     from filmloop.staging.verify import verify_shard
 
     site = open_site(site_file, sets=sets or ())
-    bad = {str(path): "the manifest cannot be read" for path in damaged(site.home.stage)}
+    bad = {str(path): "the manifest cannot be read" for path in damaged(site.home.stage, stream or None)}
+    unreadable = len(bad)
     shards = sealed_shards(site.home.stage, stream or None)
     with open_ledger(site) as ledger:
         for shard in shards:
             try:
                 verify_shard(shard.manifest_path)
             except DataError as exc:
-                bad[shard.shard_id] = exc.message
+                if shard.manifest_path.exists():  # else retention removed it while we read
+                    bad[shard.shard_id] = exc.message
             else:
                 ledger.take_back(shard.shard_id)
+    total = len(shards) + unreadable
     if json:
-        print_json({"shards": len(shards), "whole": len(shards) - len(bad), "damaged": bad})
+        print_json({"shards": total, "whole": total - len(bad), "damaged": bad})
     else:
-        out.print(f"{len(shards)} shards read, {len(bad)} damaged")
+        out.print(f"{total} shards read, {len(bad)} damaged")
         for name, why in bad.items():
             out.print(f"  {name}: {why}", markup=False)
     if bad:

@@ -11,7 +11,7 @@ import typer
 from filmloop.bootstrap import Site, open_ledger, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, print_table, set_up_logs
-from filmloop.ledger import TRAINED, Ledger
+from filmloop.ledger import DAMAGED, Ledger
 from filmloop.ports.registry import CHAMPION
 
 
@@ -19,7 +19,7 @@ def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) 
     """Show the champion, the edge, the last cycle, the shards and the registry."""
     set_up_logs(quiet=True)
     site = open_site(site_file, sets=sets or ())
-    with open_ledger(site) as ledger:
+    with open_ledger(site, read_only=True) as ledger:
         found = {
             "site": site.config.site,
             "home": str(site.home.root),
@@ -44,7 +44,7 @@ def history(
     """List the latest cycles and what they came to."""
     set_up_logs(quiet=True)
     site = open_site(site_file, sets=sets or ())
-    with open_ledger(site) as ledger:
+    with open_ledger(site, read_only=True) as ledger:
         cycles = ledger.history(limit)
     if json:
         print_json(
@@ -60,6 +60,7 @@ def history(
 
 
 def _champion(site: Site, ledger: Ledger) -> dict[str, Any] | None:
+    """The last move that this site's journal knows of; the registry itself is not asked."""
     moves = ledger.moves(site.config.registered_model, CHAMPION, limit=1)
     if not moves:
         return None
@@ -85,18 +86,20 @@ def _last_cycle(ledger: Ledger) -> dict[str, Any] | None:
 
 
 def _shards(site: Site, ledger: Ledger) -> dict[str, Any]:
+    from filmloop.selection import frames_of, is_fresh, usable_shards
     from filmloop.staging.catalog import damaged, sealed_shards
 
     states = ledger.shard_states()
     shards = [shard.manifest for shard in sealed_shards(site.home.stage)]
-    fresh = [shard for shard in shards if states.get(shard.shard_id) != TRAINED]
+    fresh = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states)
+    fresh = [shard for shard in fresh if is_fresh(shard, states)]
     return {
         "sealed": len(shards),
         "frames": sum(shard.frames for shard in shards),
         "bytes": sum(shard.size_bytes for shard in shards),
         "fresh": len(fresh),
-        "fresh_frames": sum(shard.frames for shard in fresh),
-        "damaged": len(damaged(site.home.stage)),
+        "fresh_frames": frames_of(fresh),
+        "damaged": len(damaged(site.home.stage)) + sum(states.get(s.shard_id) == DAMAGED for s in shards),
     }
 
 

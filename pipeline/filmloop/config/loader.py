@@ -55,6 +55,10 @@ def load_site(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Site
         ) from exc
     except DataError as exc:
         raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
+    source = values.get("source")
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        # Like `home`: cron and systemd start us anywhere.
+        source["path"] = str(path.resolve().parent / Path(source["path"]).expanduser())
     for dotted, value in (overrides or {}).items():
         _set(values, dotted.split("."), value)
     return parse_site(values, where=str(path))

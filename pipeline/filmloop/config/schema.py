@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from filmloop.core.documents import HoldoutPolicy, TrainHyper
 from filmloop.core.fsio import canonical_json, sha256_bytes
@@ -35,8 +35,8 @@ class ReplaySource(Section):
     """Recorded frames: published CookieNetAE or CookieSimSlim HDF5, or our own shards."""
 
     kind: Literal["replay"] = Field("replay", description="recorded frames")
-    path: str = Field(description="an HDF5 file, or a folder with sealed shards")
-    stream: str = Field("", description="'' derives it from the file name")
+    path: str = Field(description="an HDF5 file or a folder with sealed shards, relative to this file")
+    stream: str = Field("", description="'' is replay-<file name>-<6 hex digits of its content>")
     run_number: int = Field(1, ge=0, description="run of the first pass; later passes count up")
     rate_hz: float = Field(0.0, ge=0, description="frames a second; 0 is as fast as they are taken")
     loop: bool = Field(False, description="begin again at the end, as the next run")
@@ -86,6 +86,18 @@ class StagingSection(Section):
     keep_shards: int = Field(
         200, ge=1, description="sealed shards kept per stream; older ones go once they were trained on"
     )
+    max_shards: int = Field(
+        3000,
+        ge=1,
+        description="sealed shards of a stream kept at most, trained on or not; beyond it the oldest go, "
+        "and the log says so",
+    )
+
+    @model_validator(mode="after")
+    def _keeps_what_it_may(self) -> Self:
+        if self.keep_shards > self.max_shards:
+            raise ValueError(f"keep_shards = {self.keep_shards} is above max_shards = {self.max_shards}")
+        return self
 
 
 class LocalMover(Section):

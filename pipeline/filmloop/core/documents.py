@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
@@ -165,6 +165,12 @@ class TrainHyper(Document):
     evaluate_every_steps: int = Field(default=250, ge=1, description="steps between two looks at the hold-out")
     patience_evaluations: int = Field(default=4, ge=1, description="stop early after so many without a better hold-out")
     checkpoint_every_s: float = Field(default=15.0, gt=0, description="seconds between two checkpoints")
+
+    @model_validator(mode="after")
+    def _keep_range_is_not_empty(self) -> Self:
+        if not self.keep_low < self.keep_high:
+            raise ValueError(f"keep_low ({self.keep_low}) must be less than keep_high ({self.keep_high})")
+        return self
 
 
 class HoldoutPolicy(Document):

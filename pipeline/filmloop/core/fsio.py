@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 
 PART_SUFFIX = ".part"
 _HASH_BLOCK_BYTES = 1 << 20
@@ -53,6 +53,21 @@ def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
     if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return DataError(f"{path}: {exc.strerror}.", hint="Check the path.", ids=ids)
     return TransientError(f"{path}: {exc.strerror or exc}.", hint="`filmloop site check` tests the disk.", ids=ids)
+
+
+def translate_lock_error(exc: OSError, path: Path) -> FilmloopError:
+    """The error of our own tree for a lock on `path` that could not even be asked for.
+
+    Lustre mounted without `flock` and some FUSE file systems know no locks (ENOSYS, ENOTSUP), NFS without a lock
+    daemon has none (ENOLCK). Waiting does not change that.
+    """
+    if exc.errno in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+        return ConfigError(
+            f"The file system of {path} has no file locks: {exc.strerror}.",
+            hint="Point FILMLOOP_HOME at a folder on a local disk; without locks two cycles would run at once.",
+            ids={"path": str(path)},
+        )
+    return translate_os_error(exc, path)
 
 
 def fsync_dir(folder: Path) -> None:
@@ -192,6 +207,7 @@ def try_lock(path: Path) -> Iterator[bool]:
     The kernel drops the lock when the process ends, however it ends.
 
     Raises:
+        ConfigError: the file system has no locks.
         TransientError: the disk refuses.
     """
     with disk_errors(path):
@@ -203,6 +219,8 @@ def try_lock(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as exc:
+            raise translate_lock_error(exc, path) from exc
         with suppress(OSError):  # the pid is for people: a full disk must not cost the lock
             os.ftruncate(fd, 0)
             os.write(fd, f"{os.getpid()}\n".encode())

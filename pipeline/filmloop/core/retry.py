@@ -1,16 +1,14 @@
-"""Waiting that never outlives a deadline of our own, and repeating what may work the next time."""
+"""Waiting that never outlives a deadline of our own."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from filmloop.core.errors import FilmloopError, TransientError
+from filmloop.core.errors import TransientError
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
 def wait_until(
@@ -37,20 +35,3 @@ def wait_until(
             raise TransientError(f"{what} did not happen within {deadline_s:.0f} s.", hint=hint)
         time.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 1.5, cap_s)
-
-
-def retrying(
-    call: Callable[[], T], *, attempts: int = 4, first_s: float = 0.5, cap_s: float = 8.0, what: str = ""
-) -> T:
-    """Call until it works, an error says that retrying is useless, or `attempts` are used up."""
-    pause_s = first_s
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except FilmloopError as exc:
-            if not exc.retryable or attempt == attempts:
-                raise
-            _log.warning("%s failed (attempt %d of %d): %s", what or "call", attempt, attempts, exc.message)
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, cap_s)
-    raise AssertionError("unreachable")

@@ -13,6 +13,9 @@ import numpy.typing as npt
 SATURATED = 1
 """Bit of `flags_N`: a count of this frame was above 255 and was clipped."""
 
+BAD = 2
+"""Bit of `flags_N`: this frame is damaged. Its place in the stream counts, its numbers mean nothing; never staged."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameBlock:
@@ -22,7 +25,7 @@ class FrameBlock:
         run_number: The run; a `pulse_id` is unique within it.
         pulse_id_N: uint64 (N,).
         counts_NCE: uint8 (N, C, E), detector counts, clipped at 255.
-        flags_N: uint8 (N,), see `SATURATED`.
+        flags_N: uint8 (N,), bits `SATURATED` and `BAD`.
         label_NCE: float32 (N, C, E) target rates where the source has them (simulated truth, published Y), else None.
     """
 

@@ -93,10 +93,12 @@ def run_demo(site: Site, *, tell: Tell) -> DemoReport:
             may_expire=ledger.may_expire, on_result=watch,
         )  # fmt: skip
         story = _Story(stage, ledger, registry, source, watch, tell)
-        with _running(service, home):
-            checks = story.tell_all()
-            status = read_status(home)
-    plot_story(home.root / "story.png", watch.samples(), story.events)
+        try:
+            with _running(service, home):
+                checks = story.tell_all()
+                status = read_status(home)
+        finally:
+            plot_story(home.root / "story.png", watch.samples(), story.events)
     report = DemoReport(
         folder=str(home.root),
         plot=str(home.root / "story.png"),
@@ -174,32 +176,37 @@ class _Story:
                 f"The first model was {first.outcome}: {first.message}",
                 hint="This machine is slow or busy: give it longer with --set training.hyper.train_s=60.",
             )
-        good = self._settled(first.version, "1 first model", first.message)
+        good = self._settled("1 first model", first.message)
 
         self.source.drift(DRIFT, over_frames=_DRIFT_FRAMES)
         self._event("beam drifts")
         self.tell("drift", "line width x2, gain x0.5, photon energy -6 bins")
         self._wait_frames(_DRIFT_FRAMES)
-        bad = self._settled(first.version, "2 drift", "line width x2, gain x0.5, photon energy -6 bins")
+        bad = self._settled("2 drift", "line width x2, gain x0.5, photon energy -6 bins")
 
         second = self._cycle("second cycle", "fine-tuned from the champion on what the edge has just seen")
-        healed = self._settled(second.version, "3 retrained", second.message)
+        healed = self._settled("3 retrained", second.message)
 
         # A challenger that has hardly been trained: from scratch, a handful of steps.
         worse = self._cycle(
             "worse challenger", "three steps from scratch: deliberately worse",
             **{"training.warm_start": False, "training.hyper.max_steps": 3, "training.hyper.warmup_steps": 0},
         )  # fmt: skip
-        kept = self._settled(second.version, "4 worse refused", worse.message)
+        kept = self._settled("4 worse refused", worse.message)
 
         move = rollback(self.registry, self.ledger, who="demo", why="to show it")
         self._event("rollback")
-        back = self._settled(move.to_version, "5 rollback", f"version {move.from_version} -> {move.to_version}")
+        back = self._settled("5 rollback", f"version {move.from_version} -> {move.to_version}")
         promote(
-            self.registry, self.ledger, version=second.version, expected=move.to_version, who="demo", why="shown enough"
+            self.registry,
+            self.ledger,
+            version=move.from_version,
+            expected=move.to_version,
+            who="demo",
+            why="shown enough",
         )
         self._event("forward again")
-        end = self._settled(second.version, "6 forward again", f"version {second.version} is champion again")
+        end = self._settled("6 forward again", f"version {move.from_version} is champion again")
         champion = self.registry.get(CHAMPION)
         return {
             "first model promoted": first.outcome == "promoted",
@@ -222,16 +229,20 @@ class _Story:
                 node[last] = value
             site = Site(file=site.file, config=type(site.config).model_validate(values), home=site.home)
         self.tell("cycle", f"{event}: {text}")
-        wait_for_frames(site, self.ledger, again=False, tell=self.tell)
+        wait_for_frames(site, self.ledger, edge=None, again=False, tell=self.tell)
         self._event(event)
-        report = run_cycle(cycle_parts(site, self.ledger, self.registry), tell=self.tell)
+        with self.ledger.cycle_lock() as free:
+            assert free, "nobody else uses the journal of a demo"
+            report = run_cycle(cycle_parts(site, self.ledger, self.registry), tell=self.tell)
         if not report.version:
             raise TrainingError(f"The {event} made no version: {report.message}")
         self._event(f"{report.outcome}: version {report.version}")
         return report
 
-    def _settled(self, version: str, act: str, text: str) -> float:
-        """Wait until the edge serves `version`, watch it for a while, and write the act down; returns its loss."""
+    def _settled(self, act: str, text: str) -> float:
+        """Wait until the edge serves the champion, watch it for a while, and write the act down; returns its loss."""
+        champion = self.registry.get(CHAMPION)
+        version = champion.version if champion else ""
 
         def live() -> bool | None:
             status = read_status(self.site.home)

@@ -1,17 +1,19 @@
-"""What is let in: frames of the right shape with rising pulse ids; the rest is counted.
+"""What is let in: sound frames of the right shape with rising pulse ids; the rest is counted.
 
 Shape suffixes: N frames let in, C channels, E energy bins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from filmloop.core.documents import Accounting
-from filmloop.core.types import FrameBlock
+from filmloop.core.types import BAD, FrameBlock
 from filmloop.edge.tally import BAD_FRAME, DUPLICATE, NO_MODEL, add, lost
 
 
@@ -27,7 +29,7 @@ class Arrival:
         delivered: Frames that the source delivered in this block, let in or not.
         place_N: For each frame let in, how many delivered ones end with it, int64 (N,); None if all were let in.
         previous: Pulse id before the first frame in the same run; None at the begin of a run.
-        bad: The whole block was refused as damaged.
+        bad_N: Pulse ids of a block refused as damaged, uint64; None for a sound one.
     """
 
     block: FrameBlock
@@ -35,20 +37,18 @@ class Arrival:
     delivered: int
     place_N: npt.NDArray[np.int64] | None = None
     previous: int | None = None
-    bad: bool = False
+    bad_N: npt.NDArray[np.uint64] | None = None
 
     def upto(self, frames: int, *, inferred: bool) -> Accounting:
         """The accounting of everything up to and including the first `frames` frames let in."""
         if frames == 0:
             return self.before
         delivered = frames if self.place_N is None else int(self.place_N[frames - 1])
-        ids_N = self.block.pulse_id_N
-        first = int(ids_N[0]) - 1 if self.previous is None else self.previous
         part = Accounting(
             frames_in=frames,
             frames_inferred=frames if inferred else 0,
             frames_dropped={} if inferred else {NO_MODEL: frames},
-            frames_missing=int(ids_N[frames - 1]) - first - frames,
+            frames_missing=self._missing(self.block.pulse_id_N[:frames]),
         )
         if delivered > frames:
             part = add(part, lost(delivered - frames, DUPLICATE))
@@ -56,11 +56,28 @@ class Arrival:
 
     def whole(self, *, inferred: bool) -> Accounting:
         """The accounting of everything up to the end of the block."""
-        if self.bad:
-            return add(self.before, lost(self.delivered, BAD_FRAME))
+        if self.bad_N is not None:
+            bad = len(self.bad_N)
+            part = add(lost(bad, BAD_FRAME), lost(self.delivered - bad, DUPLICATE))
+            return add(self.before, part.model_copy(update={"frames_missing": self._missing(self.bad_N)}))
         frames = len(self.block)
         counted = 0 if not frames else frames if self.place_N is None else int(self.place_N[-1])
         return add(self.upto(frames, inferred=inferred), lost(self.delivered - counted, DUPLICATE))
+
+    def _missing(self, ids_N: npt.NDArray[np.uint64]) -> int:
+        """Pulse ids that were never delivered, up to the last of these."""
+        if not len(ids_N):
+            return 0
+        first = int(ids_N[0]) - 1 if self.previous is None else self.previous
+        return int(ids_N[-1]) - first - len(ids_N)
+
+
+def sound_or_bad(block: FrameBlock) -> Iterator[FrameBlock]:
+    """`block` in parts that are either sound as a whole or flagged `BAD` as a whole."""
+    bad_N = block.flags_N & BAD != 0
+    edges = [0, *(np.flatnonzero(bad_N[1:] != bad_N[:-1]) + 1).tolist(), len(block)] if bad_N.any() else [0, len(block)]
+    for start, stop in pairwise(edges):
+        yield block[start:stop]
 
 
 class Intake:
@@ -76,21 +93,21 @@ class Intake:
         self.last = last
 
     def admit(self, block: FrameBlock, before: Accounting) -> Arrival:
-        """Check `block`, which follows frames accounted for in `before`."""
+        """Check `block`, which follows frames accounted for in `before`; one frame flagged `BAD` spoils it all."""
         previous = self.last[1] if self.last is not None and self.last[0] == block.run_number else None
         ids_N = block.pulse_id_N
-        if block.counts_NCE.shape[1:] != self._frame_shape or block.counts_NCE.dtype != np.uint8:
-            self._advance(block.run_number, int(ids_N.max()), previous)
-            return Arrival(block=block[:0], before=before, delivered=len(block), bad=True)
         arrival = Arrival(block=block, before=before, delivered=len(block), previous=previous)
         if (previous is not None and int(ids_N[0]) <= previous) or (ids_N[1:] <= ids_N[:-1]).any():
             arrival = _without_duplicates(arrival)
         if len(arrival.block):
-            self._advance(block.run_number, int(arrival.block.pulse_id_N[-1]), previous)
+            self.last = (block.run_number, int(arrival.block.pulse_id_N[-1]))
+        if self._is_bad(block):
+            arrival = replace(arrival, block=block[:0], place_N=None, bad_N=arrival.block.pulse_id_N)
         return arrival
 
-    def _advance(self, run_number: int, pulse_id: int, previous: int | None) -> None:
-        self.last = (run_number, pulse_id if previous is None else max(previous, pulse_id))
+    def _is_bad(self, block: FrameBlock) -> bool:
+        wrong = block.counts_NCE.shape[1:] != self._frame_shape or block.counts_NCE.dtype != np.uint8
+        return wrong or bool((block.flags_N & BAD).any())
 
 
 def _without_duplicates(arrival: Arrival) -> Arrival:

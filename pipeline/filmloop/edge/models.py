@@ -6,8 +6,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from filmloop.bundle import load_golden, verify_bundle
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
@@ -15,9 +13,9 @@ from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document, TrainResult, VersionInfo
 from filmloop.core.errors import DataError, TransientError, VerificationError
 from filmloop.core.fsio import disk_errors, publish_dir
-from filmloop.edge.runtimes import TorchRuntime, check_golden
+from filmloop.edge.runtimes import check_finite, check_golden, make_runtime
 from filmloop.ports.registry import Registry
-from filmloop.training.load import load_module
+from filmloop.ports.runtime import InferenceRuntime
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class ModelStore:
         self._config = config
         self._folder, self._live = home.edge_models, home.edge / "live.json"
 
-    def fetch(self, registry: Registry, info: VersionInfo) -> TorchRuntime:
+    def fetch(self, registry: Registry, info: VersionInfo) -> InferenceRuntime:
         """A runtime for a registered version, from the bundle on this disk or else from the registry.
 
         Raises:
@@ -77,8 +75,8 @@ class ModelStore:
             shutil.rmtree(incoming, ignore_errors=True)
         return runtime
 
-    def prove(self, folder: Path, *, version: str, digest: str) -> TorchRuntime:
-        """Verify a bundle, load it, warm it up and compare it with its golden pair.
+    def prove(self, folder: Path, *, version: str, digest: str) -> InferenceRuntime:
+        """Verify a bundle, load it, try it on extreme frames and compare it with its golden pair.
 
         Raises:
             VerificationError: anything is not as it should be.
@@ -91,16 +89,12 @@ class ModelStore:
                 f"The golden pair of version {version} has frames of shape {counts_NCE.shape[1:]}.",
                 ids={"version": version},
             )
-        edge = self._config.edge
+        edge, frame_shape = self._config.edge, self._config.frame_shape
         try:
-            runtime = TorchRuntime(
-                load_module(folder),
-                version=version,
-                frame_shape=self._config.frame_shape,
-                batch_frames=edge.batch_frames,
+            runtime = make_runtime(
+                edge.runtime, folder, version=version, frame_shape=frame_shape, batch_frames=edge.batch_frames
             )
-            # A full batch once: the first of its size costs milliseconds more than the following.
-            runtime.infer(np.zeros((edge.batch_frames, *self._config.frame_shape), np.uint8))
+            check_finite(runtime, frame_shape, edge.batch_frames)
             check_golden(runtime, counts_NCE, golden_NCE, tolerance=edge.golden_tolerance)
         except (VerificationError, TransientError):
             raise
@@ -128,19 +122,23 @@ class ModelStore:
         for path in kept[KEEP_BUNDLES:]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def remembered(self) -> tuple[TorchRuntime, str] | None:
+    def remembered(self) -> tuple[InferenceRuntime, str] | None:
         """A runtime of the version that was live last, and its bundle digest; None if there was none.
 
         Raises:
             VerificationError: its bundle is no longer what it was.
+            TransientError: the disk refuses.
         """
-        if not self._live.exists():
-            return None
         try:
-            live = Live.read(self._live)
+            with disk_errors(self._live):
+                if not self._live.exists():
+                    return None
+                live = Live.read(self._live)
+                runtime = self.prove(self._folder / live.version, version=live.version, digest=live.bundle_digest)
+        except VerificationError:
+            raise
         except DataError as exc:
             raise VerificationError(exc.message, hint=exc.hint, ids=exc.ids) from exc
-        runtime = self.prove(self._folder / live.version, version=live.version, digest=live.bundle_digest)
         return runtime, live.bundle_digest
 
     def _check_kind(self, result: TrainResult, version: str) -> None:

@@ -1,10 +1,12 @@
-"""The edge as a process: runs until somebody asks it to stop, by SIGTERM or Ctrl-C."""
+"""The edge as a process: runs until somebody asks it to stop, by SIGTERM or Ctrl-C, or its parent is gone."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 
 from filmloop.edge.service import EdgeService
@@ -12,10 +14,14 @@ from filmloop.edge.service import EdgeService
 _log = logging.getLogger(__name__)
 
 
-def run_until_signalled(service: EdgeService, *, max_frames: int | None = None) -> int:
+_STDIN = 0
+
+
+def run_until_signalled(service: EdgeService, *, max_frames: int | None = None, tied: bool = False) -> int:
     """Run `service` in this, the main, thread; returns the exit code 0 after a clean stop or the end of the data.
 
-    A second signal ends the process at once; what was sealed stays sealed.
+    A second signal ends the process at once; what was sealed stays sealed. `tied` stops as cleanly when standard input
+    closes: the parent holds the other end of that pipe, and the kernel closes it even after a SIGKILL.
 
     Raises:
         FilmloopError: what `EdgeService.run` raises.
@@ -31,6 +37,8 @@ def run_until_signalled(service: EdgeService, *, max_frames: int | None = None) 
 
     for name in (signal.SIGTERM, signal.SIGINT):
         former[name] = signal.signal(name, on_signal)
+    if tied:
+        threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watcher", daemon=True).start()
     try:
         accounting = service.run(stop, max_frames=max_frames)
     finally:
@@ -46,3 +54,12 @@ def run_until_signalled(service: EdgeService, *, max_frames: int | None = None) 
         accounting.frames_missing,
     )
     return 0
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    # Not sys.stdin: a daemon thread inside its lock makes the interpreter abort at exit.
+    with suppress(OSError):
+        while os.read(_STDIN, 4096):
+            pass
+    _log.info("the process that started this edge is gone: sealing the open shard, then stopping")
+    stop.set()

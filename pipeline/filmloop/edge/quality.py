@@ -25,12 +25,18 @@ _BATCH_FRAMES, _WAIT_S = 32, 1.0
 class QualityMonitor:
     """Thins every n-th frame, has the live weights predict the part they did not see, keeps a running mean.
 
+    A sampled frame of which the weights make rates that are not finite is left out of the mean.
+
     Args:
         edge: How many frames to sample and to average over.
         holdout: How to thin; the same split as the gate's.
+
+    Attributes:
+        unfit: Sampled frames left out since the weights changed.
     """
 
     def __init__(self, edge: EdgeSection, holdout: HoldoutPolicy) -> None:
+        self.unfit = 0
         self._every, self._keep, self._seed = edge.quality_every, holdout.keep, holdout.seed
         self._scores: deque[tuple[float, float, float]] = deque(maxlen=edge.quality_window_frames)
         self._mean_weight = 1.0 / edge.quality_window_frames
@@ -42,6 +48,7 @@ class QualityMonitor:
     def reset(self) -> None:
         """Begin anew: the weights have changed."""
         self._scores.clear()
+        self.unfit = 0
 
     def watch(self, block: FrameBlock, runtime: InferenceRuntime) -> Quality | None:
         """Sample `block`; returns a new quality when enough sampled frames have come together."""
@@ -58,7 +65,7 @@ class QualityMonitor:
         pulse_id_N = np.concatenate([part.pulse_id_N for part in self._waiting])
         self._waiting.clear()
         self._score(counts_NCE, pulse_id_N, runtime)
-        return self._quality(runtime.version)
+        return self._quality(runtime.version) if self._scores else None
 
     def _score(
         self, counts_NCE: npt.NDArray[np.uint8], pulse_id_N: npt.NDArray[np.uint64], runtime: InferenceRuntime
@@ -67,13 +74,16 @@ class QualityMonitor:
         seen_NCE = thin_by_hash(counts_NCE, pulse_id_N, keep=keep, seed=self._seed)
         hidden_NCE = counts_NCE - seen_NCE
         rate_NCE = runtime.infer(seen_NCE.astype(np.float32) / np.float32(keep))
-        nll_N = poisson_nll(rate_NCE * np.float32(1 - keep), hidden_NCE)
         mean_CE = counts_NCE.mean(axis=0) if self._mean_CE is None else self._mean_CE
         constant_N = poisson_nll(np.broadcast_to(mean_CE * (1 - keep), counts_NCE.shape), hidden_NCE)
         weight = min(1.0, self._mean_weight * len(counts_NCE))
         self._mean_CE = mean_CE + weight * (counts_NCE.mean(axis=0) - mean_CE)
         hits_N = counts_NCE.reshape(len(counts_NCE), -1).sum(axis=1, dtype=np.int64)
-        self._scores.extend(zip(nll_N.tolist(), constant_N.tolist(), hits_N.tolist(), strict=True))
+        fit_N = np.isfinite(rate_NCE).all(axis=(1, 2))
+        self.unfit += int((~fit_N).sum())
+        fit_NCE = np.where(fit_N[:, None, None], rate_NCE, np.float32(0))
+        nll_N = poisson_nll(fit_NCE * np.float32(1 - keep), hidden_NCE)
+        self._scores.extend(zip(nll_N[fit_N].tolist(), constant_N[fit_N].tolist(), hits_N[fit_N].tolist(), strict=True))
 
     def _quality(self, version: str) -> Quality:
         nll, constant, hits = np.mean(self._scores, axis=0).tolist()

@@ -1,16 +1,20 @@
-"""What runs the network on the frames: PyTorch on the CPU.
+"""What runs the network on the frames, by the name in the site file: PyTorch on the CPU.
 
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from filmloop.core.errors import VerificationError
+from filmloop.core.errors import ConfigError, VerificationError
+from filmloop.ports.runtime import InferenceRuntime
+from filmloop.training.load import load_module
 
 
 class TorchRuntime:
@@ -51,13 +55,51 @@ class TorchRuntime:
         return rate_NCE
 
 
+def make_runtime(
+    name: str, bundle: Path, *, version: str, frame_shape: tuple[int, int], batch_frames: int
+) -> InferenceRuntime:
+    """The runtime that `edge.runtime` names, with the weights of a verified bundle.
+
+    Args:
+        name: `torch`; another runtime gets its branch here and its name in the site file's schema.
+        bundle: Folder of the bundle.
+        version: Registry version of its weights.
+        frame_shape: (C, E).
+        batch_frames: Most frames that are inferred at once.
+
+    Raises:
+        ConfigError: no such runtime.
+        VerificationError: the weights do not fit their network.
+    """
+    if name == "torch":
+        return TorchRuntime(load_module(bundle), version=version, frame_shape=frame_shape, batch_frames=batch_frames)
+    raise ConfigError(f"There is no runtime {name!r}.", hint='Set [edge] runtime = "torch" in the site file.')
+
+
 def use_threads(threads: int) -> None:
     """Let PyTorch use `threads` CPU threads for one operation, in this process."""
     torch.set_num_threads(threads)
 
 
+def check_finite(runtime: InferenceRuntime, frame_shape: tuple[int, int], batch_frames: int) -> None:
+    """See that `runtime` makes numbers of the extremes, frames without a count and frames full to the brim.
+
+    Full batches: the first of its size costs milliseconds more than the following, and here nobody waits for it.
+
+    Raises:
+        VerificationError: a rate is not finite.
+    """
+    for count, kind in ((0, "an empty"), (255, "a saturated")):
+        if not np.isfinite(runtime.infer(np.full((batch_frames, *frame_shape), count, np.uint8))).all():
+            raise VerificationError(
+                f"Version {runtime.version} makes rates that are not finite of {kind} frame.",
+                hint="Train again, or go back: `filmloop models rollback`.",
+                ids={"version": runtime.version},
+            )
+
+
 def check_golden(
-    runtime: TorchRuntime,
+    runtime: InferenceRuntime,
     counts_NCE: npt.NDArray[np.uint8],
     golden_NCE: npt.NDArray[np.float32],
     *,

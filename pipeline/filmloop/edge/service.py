@@ -27,7 +27,7 @@ from filmloop.core.errors import ConfigError, DataError, TransientError, Verific
 from filmloop.core.log import Limited
 from filmloop.core.types import FrameBlock
 from filmloop.edge.gauges import Gauges
-from filmloop.edge.intake import Arrival, Intake
+from filmloop.edge.intake import Arrival, Intake, sound_or_bad
 from filmloop.edge.lock import only_edge
 from filmloop.edge.models import ModelStore
 from filmloop.edge.quality import QualityMonitor
@@ -46,6 +46,8 @@ from filmloop_models.catalog import get as get_model
 _log = logging.getLogger(__name__)
 
 _REOPEN_FIRST_S, _REOPEN_CAP_S = 0.5, 30.0
+_DATA_ERRORS = 5
+"""So many in a row at one place: the data there will not be better at the sixth try."""
 _FINISH_S = 3.0
 """Longest that the queue and the last seal may take at a stop; with everything else it stays below 5 s."""
 _WAIT_S = 0.1
@@ -106,7 +108,9 @@ class EdgeService:
         self._quality = QualityMonitor(config.edge, config.training.holdout)
         self._shed: list[PulseRange] = []
         self._shed_run = 0
-        self._trouble = Limited(_log)
+        self._trouble, self._bad = Limited(_log), Limited(_log)
+        self._failed_at: tuple[int, int] | None = None
+        self._data_errors = 0
 
     def run(self, stop: threading.Event, *, max_frames: int | None = None) -> Accounting:
         """Work until the data end, `stop` is set or `max_frames` more frames have come in.
@@ -117,7 +121,7 @@ class EdgeService:
         Raises:
             TransientError: another edge has this state folder.
             ConfigError: the source's frames do not have the site's shape.
-            DataError: the source has no data to begin with.
+            DataError: the source has no data to begin with, or none that can be read after a certain frame.
         """
         with only_edge(self._home):
             use_threads(self._config.edge.threads)
@@ -164,7 +168,7 @@ class EdgeService:
         store, live = ModelStore(self._config, self._home), None
         try:
             remembered = store.remembered()
-        except VerificationError as exc:
+        except (VerificationError, TransientError) as exc:
             self._gauges.problem(f"the remembered version was not loaded: {exc.message}")
             _log.warning("the remembered version was not loaded, looking at the registry: %s", exc.message)
         else:
@@ -202,8 +206,8 @@ class EdgeService:
                 self._drained(stop)
                 return
             self._take_offer()
-            if len(block):
-                self._handle(block, stop)
+            for part in sound_or_bad(block) if len(block) else ():
+                self._handle(part, stop)
 
     def _drained(self, stop: threading.Event) -> None:
         """The data have ended: leave, or stay with the champion until told to stop."""
@@ -216,9 +220,14 @@ class EdgeService:
         """One batch: let in, infer, tell, sample, hand to staging, count."""
         arrived_s = time.monotonic()
         arrival = self._intake.admit(block, self._gauges.taken)
-        if arrival.bad:
-            self._gauges.problem(f"{len(block)} frames of shape {block.counts_NCE.shape[1:]} refused")
-            self._leave_out(block, BAD_FRAME)
+        if arrival.bad_N is not None and len(arrival.bad_N):
+            what = (
+                f"{len(arrival.bad_N)} frames refused from run {block.run_number}, pulse {arrival.bad_N[0]} on: "
+                f"damaged, or not of the site's shape (theirs is {block.counts_NCE.shape[1:]})"
+            )
+            self._gauges.problem(what)
+            self._bad.failed("%s", what)
+            self._leave_out(block.run_number, arrival.bad_N, BAD_FRAME)
         frames, runtime = arrival.block, self._runtime
         phase_N = np.full(len(frames), np.nan, np.float32)
         if len(frames):
@@ -230,10 +239,18 @@ class EdgeService:
             self._gauges.latency(time.monotonic() - arrived_s)
             self._tell(frames, runtime, rate_NCE, phase_N)
             if runtime is not None:
-                self._gauges.quality = self._quality.watch(frames, runtime) or self._gauges.quality
+                self._sample(frames, runtime)
             self._hand_on(arrival, 0 if runtime is None else int(runtime.version), phase_N, stop)
         else:
             self._gauges.taken = arrival.whole(inferred=False)
+
+    def _sample(self, frames: FrameBlock, runtime: InferenceRuntime) -> None:
+        unfit = self._quality.unfit
+        self._gauges.quality = self._quality.watch(frames, runtime) or self._gauges.quality
+        if self._quality.unfit > unfit:
+            self._gauges.problem(
+                f"version {runtime.version} made rates that are not finite of {self._quality.unfit} sampled frames"
+            )
 
     def _tell(
         self,
@@ -264,7 +281,7 @@ class EdgeService:
             self._shed.clear()
         else:
             taken = add(taken, unstaged(len(block), QUEUE_FULL))
-            self._leave_out(block, QUEUE_FULL)
+            self._leave_out(block.run_number, block.pulse_id_N, QUEUE_FULL)
             self._gauges.problem("staging cannot keep up: batches are inferred and not staged")
         self._gauges.taken = taken
 
@@ -281,14 +298,13 @@ class EdgeService:
             left_s -= _WAIT_S if stop.is_set() else 0.0
         return False
 
-    def _leave_out(self, block: FrameBlock, reason: str) -> None:
-        """Remember for the next shard's manifest which frames are not in it."""
-        if self._shed_run != block.run_number:
+    def _leave_out(self, run_number: int, pulse_id_N: npt.NDArray[np.uint64], reason: str) -> None:
+        """Remember for the next shard's manifest which frames are not in it; their ids rise."""
+        if self._shed_run != run_number:
             self._shed.clear()
-            self._shed_run = block.run_number
-        ids_N = block.pulse_id_N
+            self._shed_run = run_number
         left_out = PulseRange(
-            first_pulse_id=int(ids_N.min()), last_pulse_id=int(ids_N.max()), frames=len(block), reason=reason
+            first_pulse_id=int(pulse_id_N[0]), last_pulse_id=int(pulse_id_N[-1]), frames=len(pulse_id_N), reason=reason
         )
         note(self._shed, left_out)
 
@@ -317,20 +333,32 @@ class EdgeService:
                 pause_s = min(pause_s * 2, _REOPEN_CAP_S)
 
     def _after_bad_read(self, exc: DataError | TransientError, stop: threading.Event) -> None:
-        """Close the source and open it again behind the last frame, as often as it takes."""
+        """Close the source and open it again behind the last frame, as often as it takes.
+
+        Raises:
+            DataError: the data after the last frame are as damaged as at the first try.
+        """
         pause_s = _REOPEN_FIRST_S
-        self._gauges.problem(f"source: {exc.message}")
-        self._trouble.failed("the source failed, opening it again: %s %s", exc.message, exc.hint)
+        self._source_failed(exc)
         while not stop.wait(pause_s):
             try:
                 self._source.close()
                 self._source.open(after=self._intake.last)
             except (DataError, TransientError) as again:
-                self._gauges.problem(f"source: {again.message}")
-                self._trouble.failed("the source failed, opening it again: %s %s", again.message, again.hint)
+                self._source_failed(again)
                 pause_s = min(pause_s * 2, _REOPEN_CAP_S)
             else:
                 return
+
+    def _source_failed(self, exc: DataError | TransientError) -> None:
+        self._gauges.problem(f"source: {exc.message}")
+        self._trouble.failed("the source failed, opening it again: %s %s", exc.message, exc.hint)
+        if isinstance(exc, TransientError):
+            return
+        self._data_errors = self._data_errors + 1 if self._failed_at == self._intake.last else 1
+        self._failed_at = self._intake.last
+        if self._data_errors >= _DATA_ERRORS:
+            raise exc
 
     def _finish(self, stop: threading.Event) -> None:
         """Stage what is in the queue, seal, write the last status."""

@@ -103,7 +103,8 @@ class Stager(threading.Thread):
         self._pause_s, self._retry_at_s, self._reason = 0.0, 0.0, DISK_ERROR
         self._expired_at_s = -_EXPIRE_EVERY_S
         self._hurry = threading.Event()
-        self._trouble = Limited(_log)
+        self._trouble, self._cap_trouble = Limited(_log), Limited(_log)
+        self._capped = 0
 
     @property
     def kept(self) -> Accounting:
@@ -281,11 +282,35 @@ class Stager(threading.Thread):
         if now_s - self._expired_at_s < _EXPIRE_EVERY_S:
             return
         self._expired_at_s = now_s
+        self._expire_trained()
+        self._expire_untrained()
+
+    def _expire_trained(self) -> None:
         try:
             expire(self._stage, self._stream, self._config.staging.keep_shards, self._may_expire)
         except Exception as exc:
             # `may_expire` asks the ledger, a database of another process: whatever ails it, staging goes on.
             self._gauges.problem(f"old shards were not removed: {exc}")
+
+    def _expire_untrained(self) -> None:
+        """Cycles that fail for days must not fill the disk: what `may_expire` refused goes too, beyond `max_shards`."""
+        most = self._config.staging.max_shards
+        try:
+            gone = expire(self._stage, self._stream, most, lambda _: True)
+        except (FilmloopError, OSError) as exc:
+            self._gauges.problem(f"old shards were not removed: {exc}")
+            return
+        if gone:
+            self._capped += len(gone)
+            self._gauges.problem(f"{self._capped} shards were removed untrained: more than max_shards = {most}")
+            self._cap_trouble.failed(
+                "%d shards up to %s were removed though no cycle has trained on them (%d since the start): there were "
+                "more than staging.max_shards = %d. `filmloop status` shows the last cycle.",
+                len(gone),
+                gone[-1],
+                self._capped,
+                most,
+            )
 
     def _end(self) -> None:
         """Seal for the last time; what the disk does not take is counted."""

@@ -47,7 +47,7 @@ class ModelWatcher(threading.Thread):
 
     Args:
         store: Fetches, proves and keeps bundles.
-        registry: Makes the registry client; called again until it works.
+        registry: Makes the registry client; called again after every failure.
         offer: Where a proven runtime goes.
         gauges: Where problems and refusals are told.
         every_s: Pause between two looks.
@@ -68,10 +68,11 @@ class ModelWatcher(threading.Thread):
         self._store, self._connect, self._offer = store, registry, offer
         self._gauges, self._every_s, self._current = gauges, every_s, live
         self._registry: Registry | None = None
+        self._to_remember: tuple[str, str] | None = None
         self._refused: tuple[str, str] | None = None
         self._refused_pause_s, self._refused_until_s = 0.0, 0.0
         self._done = threading.Event()
-        self._trouble = Limited(_log)
+        self._trouble, self._disk_trouble = Limited(_log), Limited(_log)
 
     def run(self) -> None:
         """The thread: until `finish`."""
@@ -97,6 +98,16 @@ class ModelWatcher(threading.Thread):
         Raises:
             TransientError: the registry or the disk is away.
         """
+        self._remember()
+        try:
+            self._look()
+        except Exception:
+            # A server of our own may come back on another port: the next look finds it anew.
+            self._registry = None
+            raise
+        self._remember()
+
+    def _look(self) -> None:
         if self._registry is None:
             self._registry = self._connect()
         info = self._registry.get(CHAMPION)
@@ -112,9 +123,21 @@ class ModelWatcher(threading.Thread):
         except DataError as exc:
             self._refuse(key, info, exc)
             return
-        self._current, self._refused = key, None
+        self._current, self._refused, self._to_remember = key, None, key
         self._offer.put(runtime)
-        self._store.remember(*key)
+
+    def _remember(self) -> None:
+        """What is live need not be on the disk at once: as often as it takes, at every look."""
+        if self._to_remember is None:
+            return
+        try:
+            self._store.remember(*self._to_remember)
+        except TransientError as exc:
+            self._gauges.problem(f"version {self._to_remember[0]} is live, a restart would not know: {exc.message}")
+            self._disk_trouble.failed("the live version cannot be remembered: %s %s", exc.message, exc.hint)
+        else:
+            self._to_remember = None
+            self._disk_trouble.worked("the live version is remembered")
 
     def _refuse(self, key: tuple[str, str], info: VersionInfo, exc: DataError) -> None:
         again = key == self._refused

@@ -33,10 +33,12 @@ class FrameSource(Protocol):
     def read(self, max_frames: int, timeout_s: float = 0.2) -> FrameBlock | None:
         """The next 0 to `max_frames` frames, all of one run; None at the end of the data.
 
-        Blocks at most about `timeout_s` seconds; a block of length 0 means that nothing came in that time.
+        Blocks at most about `timeout_s` seconds; a block of length 0 means that nothing came in that time. A frame
+        that is damaged comes all the same, flagged `BAD`.
 
         Raises:
-            DataError: a frame is damaged or has another shape.
+            DataError: the data cannot be read here; `open(after=...)` and another `read` may work.
+            TransientError: they are away for now.
         """
 
     def close(self) -> None:

@@ -108,7 +108,7 @@ def _lineage(result: TrainResult) -> str:
     shards = list(result.lineage.items())
     shown = [f"- `{shard_id}` {digest[:12]}" for shard_id, digest in shards[-_SHOWN_SHARDS:]]
     if more := len(shards) - len(shown):
-        shown.insert(0, f"- {more} more, listed in `result.json`")
+        shown.append(f"- {more} older ones, listed in `result.json`")
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
     made_of = [f"weights {result.weights_sha256[:12]}", f"seed {result.seed}"]
     if result.config_digest:

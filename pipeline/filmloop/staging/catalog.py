@@ -64,12 +64,12 @@ def read_shard(manifest_path: Path) -> SealedShard:
 
 
 def sealed_shards(stage: Path, stream: str | None = None) -> list[SealedShard]:
-    """All sealed shards, or those of one stream, by (stream, run, seq). Damaged ones are left out with a warning."""
+    """All sealed shards, or those of one stream, by (stream, seq). Damaged ones are left out with a warning."""
     return [shard for path in _manifests(stage, stream) if (shard := _read_or_warn(path)) is not None]
 
 
 def last_sealed(stage: Path, stream: str) -> SealedShard | None:
-    """The newest readable shard of `stream`; None if there is none."""
+    """The newest readable shard of `stream`, the one with the highest number; None if there is none."""
     for path in reversed(_manifests(stage, stream)):
         if (shard := _read_or_warn(path)) is not None:
             return shard

@@ -6,7 +6,8 @@
     <stage>/<stream>/run<run>/<seq>.manifest.json.expired    taken back by retention, the group is on its way out
     <stage>/.quarantine/                                     groups that a crash left without a manifest
 
-`<run>` has six digits and `<seq>` eight, so that names sort as numbers do.
+`<run>` has six digits and `<seq>` eight, so that names sort as numbers do. `<seq>` counts on across the runs of a
+stream, and a site may go back to an earlier run number: it alone says which shard is newer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _RUN_GLOB = "run" + "[0-9]" * 6
 _SEQ_GLOB = "[0-9]" * 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardName:
-    """One shard by name; sorts by stream, run and sequence number."""
+    """One shard by name; the number alone tells the shards of a stream apart, and their order."""
 
     stream: str
     run_number: int
@@ -87,7 +88,7 @@ def streams(stage: Path) -> list[str]:
 
 
 def shard_files(stage: Path, stream: str, suffix: str = "") -> Iterator[Path]:
-    """Everything of `stream` whose name is a shard's, or only what ends in `suffix`, in order of run and number."""
+    """Everything of `stream` whose name is a shard's, or only what ends in `suffix`, oldest first: in order of number."""
     found = (path for path in (stage / stream).glob(f"{_RUN_GLOB}/{_SEQ_GLOB}.*") if path.name.endswith(suffix))
     yield from sorted(found, key=lambda path: (path.parent.name, path.name))
 

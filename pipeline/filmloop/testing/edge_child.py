@@ -1,6 +1,7 @@
 """An edge to be ended by force: a scripted stream on a state folder, in a process of its own.
 
-`python -m filmloop.testing.edge_child HOME FRAMES` runs until the script is through or a signal comes.
+`python -m filmloop.testing.edge_child HOME FRAMES [--tied]` runs until the script is through or a signal comes; tied,
+also until its standard input closes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def script(frames: int) -> list[tuple[int, list[int]]]:
     return [(run, part) for run in (1, 2) for part in parts]
 
 
-def run(home: Path, frames: int) -> int:
+def run(home: Path, frames: int, *, tied: bool = False) -> int:
     """One life of the edge; returns its exit code."""
     log.configure()
     service = EdgeService(
@@ -36,8 +37,8 @@ def run(home: Path, frames: int) -> int:
         source=ScriptedSource(script(frames), pause_s=0.001),
         registry=None,
     )
-    return run_until_signalled(service)
+    return run_until_signalled(service, tied=tied)
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(run(Path(sys.argv[1]), int(sys.argv[2]), tied="--tied" in sys.argv[3:]))

@@ -8,6 +8,8 @@ Launchers are tested with this real process and real signals. `job.model.hyper["
     crash             an exception that nobody foresaw: a traceback, exit 1, no error.json
     no_bundle         exit 0 and nothing to show for it
     bundle_then_fail  a finished bundle, then exit 6
+    killed_once       killed by SIGKILL the first time, as when the memory runs out, succeeds the second
+    transient_once    a retryable error.json and exit 3 the first time, succeeds the second
     requeue_once      exit 75 (checkpoint written) the first time, succeeds the second
     hang              ignores SIGTERM, and so does its child in a session of its own
 
@@ -25,10 +27,11 @@ import time
 from pathlib import Path
 
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import TerminatedError, TrainingError
+from filmloop.core.errors import FilmloopError, TerminatedError, TrainingError, TransientError
 from filmloop.core.fsio import atomic_write_json
 
 _HANG = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+_FAILURE = TrainingError("The loss is not finite at step 7.", hint="Lower training.hyper.learning_rate.")
 
 
 def main(job_path: Path) -> int:
@@ -45,16 +48,24 @@ def main(job_path: Path) -> int:
         raise RuntimeError("the stand-in trainer crashed")
     if act == "no_bundle":
         return 0
-    if act == "requeue_once" and len((run / "starts").read_text().splitlines()) == 1:
-        return TerminatedError.exit_code
+    if act.endswith("_once") and len((run / "starts").read_text().splitlines()) == 1:
+        return _end_early(run, act)
     if act == "fail":
-        return _fail(run)
+        return _fail(run, _FAILURE)
     if act == "wait":
         _add_line(run / "metrics.jsonl", json.dumps({"step": 1, "loss": 0.5}))
         while not (run / "go").exists():
             time.sleep(0.02)
     _finish(run)
-    return _fail(run) if act == "bundle_then_fail" else 0
+    return _fail(run, _FAILURE) if act == "bundle_then_fail" else 0
+
+
+def _end_early(run: Path, act: str) -> int:
+    if act == "killed_once":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "transient_once":
+        return _fail(run, TransientError("The ranks lost each other.", hint="Start the same job again."))
+    return TerminatedError.exit_code
 
 
 def _hang(run: Path) -> None:
@@ -64,8 +75,7 @@ def _hang(run: Path) -> None:
     time.sleep(600)
 
 
-def _fail(run: Path) -> int:
-    error = TrainingError("The loss is not finite at step 7.", hint="Lower training.hyper.learning_rate.")
+def _fail(run: Path, error: FilmloopError) -> int:
     print(error.message, file=sys.stderr, flush=True)
     atomic_write_json(run / "error.json", error.as_dict())
     return error.exit_code

@@ -1,8 +1,8 @@
 """The process that torchrun starts, once per rank: `python -m filmloop.training.entry job.json`.
 
 Exit codes: 0 the bundle is in `output_dir/bundle` (also if it was there before); 75 (`TerminatedError`) ended by SIGTERM,
-checkpoint written, start it again; else the exit code of the error. Whatever it was lies in `output_dir/error.json`:
-torchrun exits with 1 for every failed rank, so whoever started torchrun reads that file.
+checkpoint written, start it again; else the exit code of the error. Whatever it was lies in `output_dir/error.json`
+(`training.failure`): torchrun exits with 1 for every failed rank, so whoever started torchrun reads that file.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from filmloop.bundle import METRICS, RESULT, verify_bundle
 from filmloop.core import log
 from filmloop.core.documents import TrainJob
 from filmloop.core.errors import FilmloopError, TransientError
-from filmloop.core.fsio import create_json, disk_errors, try_lock
+from filmloop.core.fsio import disk_errors, try_lock
+from filmloop.training.failure import forget_earlier_error, leave_error
 
 BUNDLE = "bundle"
-ERROR = "error.json"
 LOCK = ".lock"
 USAGE_EXIT = 2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -84,7 +84,7 @@ def _run(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float) 
             # Not ours to write error.json: the job is running well.
             _log.error("another process trains in %s", folder)
             return TransientError.exit_code
-        (folder / ERROR).unlink(missing_ok=True)
+        forget_earlier_error(folder)
         return _train(job, folder, told_to_stop, started_s)
 
 
@@ -135,10 +135,10 @@ def _is_finished(job: TrainJob, folder: Path) -> bool:
 
 
 def _fail(folder: Path, error: FilmloopError) -> int:
-    """Leave the error where the launcher finds it; the first rank that fails knows the cause, the others only see it go."""
+    """Leave the error where the launcher finds it."""
     _log.error("%s %s", error.message, error.hint)
     with suppress(FilmloopError):
-        create_json(folder / ERROR, error.as_dict())
+        leave_error(folder, error)
     return error.exit_code
 
 

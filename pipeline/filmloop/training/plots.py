@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _INK, _BLUE, _ORANGE = "#333333", "#3567a5", "#d1732f"
 
 def plot_training(path: Path, metrics: Path) -> None:
     """Loss and hold-out score over steps, from the lines of `metrics.jsonl`."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = _metrics_lines(metrics)
     figure, axes = _figure(7, 3.2)
     _line(axes, lines, "loss", _BLUE)
     axes.set(xlabel="step", ylabel="training loss a bin")
@@ -62,6 +63,15 @@ def plot_scores(path: Path, reports: Mapping[str, EvaluationReport]) -> None:
     axes.bar([name for name, _ in named], gain, yerr=spread, color=_BLUE, ecolor=_INK, capsize=4)
     axes.set_ylabel("nats a frame better than\na constant rate")
     _save(figure, path)
+
+
+def _metrics_lines(metrics: Path) -> list[dict[str, float]]:
+    """The lines that are whole; a power cut may leave one that is not, and no picture is worth the bundle."""
+    lines = []
+    for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:

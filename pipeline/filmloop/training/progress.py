@@ -196,9 +196,7 @@ class Session:
             self.now.resumed_from_step = self.now.step
             _log.info("job %s goes on from step %d", self._job.job_id, self.now.step)
         if self._ranks.is_first:
-            # Lines that a killed process wrote after its checkpoint belong to steps that are walked again.
-            with disk_errors(path := self._folder / METRICS), path.open("ab") as metrics:
-                metrics.truncate(self.now.metrics_bytes)
+            _cut_metrics(self._folder / METRICS, self.now.metrics_bytes)
 
     def _score(self) -> float:
         """Sum of this rank's hold-out scores."""
@@ -227,3 +225,14 @@ class Session:
         with disk_errors(path), path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
             self.now.metrics_bytes = out.tell()
+
+
+def _cut_metrics(path: Path, size_bytes: int) -> None:
+    """Cut the file to its whole lines among the first `size_bytes` bytes, which the checkpoint knows of.
+
+    What a killed process wrote after its checkpoint belongs to steps that are walked again. After a power cut the file
+    may be the shorter one: it is not synced with every line, the checkpoint is.
+    """
+    with disk_errors(path), path.open("a+b") as metrics:
+        metrics.seek(0)
+        metrics.truncate(metrics.read(size_bytes).rfind(b"\n") + 1)

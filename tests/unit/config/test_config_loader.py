@@ -62,6 +62,7 @@ def test_the_shipped_site_is_valid_and_local() -> None:
         ({"mover": {"kind": "carrier-pigeon"}}, "mover.kind"),
         ({"site": "LCLS"}, "site: String should match"),
         ({"edge": 3}, "edge: "),
+        ({"staging": {"keep_shards": 5, "max_shards": 4}}, "keep_shards = 5 is above max_shards = 4"),
         ({"gate": {"confidence": 2}}, "gate.confidence: Input should be less than 1"),
         ({"training": {"min_frames": "many"}}, "training.min_frames: "),
         ({"source": {"kind": "simulator", "drift": [{"from_frame": 1, "set": {"kick": 1}}]}}, "drift sets kick"),
@@ -170,3 +171,15 @@ def test_a_custom_spec_gives_a_name_that_a_registry_takes() -> None:
     config = parse_site({"model": {"name": "my_package.nets:SPEC"}})
     assert config.registered_model == "local-my_package.nets.SPEC-16x128"
     assert parse_site({"model": {"registered_as": "mine"}}).registered_model == "mine"
+
+
+def test_a_recording_is_named_relative_to_the_site_file_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sites").mkdir()
+    site = tmp_path / "sites" / "site.toml"
+    site.write_text('[source]\nkind = "replay"\npath = "../data/frames.h5"\n')
+    monkeypatch.chdir("/")
+    source = load_site(site).source
+    assert isinstance(source, ReplaySource)
+    assert Path(source.path).resolve() == tmp_path / "data" / "frames.h5"

@@ -90,3 +90,10 @@ def test_a_manifest_knows_its_bytes() -> None:
 def test_numbers_that_are_none_are_never_written() -> None:
     with pytest.raises(ValidationError):
         TrainHyper(learning_rate=float("nan"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.6, 0.6), (0.96, 0.95)])
+def test_the_range_of_kept_shares_is_not_empty(low: float, high: float) -> None:
+    with pytest.raises(ValidationError, match=rf"keep_low \({low}\) must be less than keep_high \({high}\)"):
+        TrainHyper(keep_low=low, keep_high=high)
+    assert TrainHyper(keep_low=high - 0.1, keep_high=high).keep_high == high

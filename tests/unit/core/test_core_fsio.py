@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from filmloop.adapters.local.held import hold
 from filmloop.core import fsio
-from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.core.retry import wait_until
 
 # Two states of 400 kB: large enough that a plain write would be caught in the middle.
@@ -113,6 +116,34 @@ def test_what_the_disk_says_becomes_an_error_with_a_hint(code: int, kind: type[F
     assert caught.value.hint
     assert caught.value.ids == {"path": str(tmp_path / "f")}
     assert isinstance(caught.value.__cause__, OSError)
+
+
+# ENOLCK: NFS without a lock daemon; ENOSYS and ENOTSUP: Lustre mounted without flock, some FUSE file systems.
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_config_error_that_points_at_a_local_disk(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    open_before = len(os.listdir("/proc/self/fd"))
+    for lock in (fsio.try_lock, hold):
+        with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "lock"))) as caught, lock(tmp_path / "lock"):
+            pass
+        assert "FILMLOOP_HOME" in caught.value.hint
+        assert "local disk" in caught.value.hint
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_disk_error_under_a_lock_is_worth_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(TransientError), fsio.try_lock(tmp_path / "lock"):
+        pass
 
 
 def test_of_many_creators_exactly_one_wins(tmp_path: Path) -> None:

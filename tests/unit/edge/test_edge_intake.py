@@ -5,19 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filmloop.core.documents import Accounting
-from filmloop.core.types import FrameBlock
-from filmloop.edge.intake import Intake
+from filmloop.core.types import BAD, FrameBlock
+from filmloop.edge.intake import Intake, sound_or_bad
 
 SHAPE = (2, 3)
 
 
-def block(ids, run=1, shape=SHAPE, dtype=np.uint8):
+def block(ids, run=1, shape=SHAPE, dtype=np.uint8, bad=()):
     ids_N = np.asarray(ids, np.uint64)
     return FrameBlock(
         run_number=run,
         pulse_id_N=ids_N,
         counts_NCE=np.zeros((len(ids_N), *shape), dtype),
-        flags_N=np.zeros(len(ids_N), np.uint8),
+        flags_N=np.where(np.isin(ids_N, list(bad)), BAD, 0).astype(np.uint8),
     )
 
 
@@ -73,7 +73,7 @@ def test_frames_of_another_shape_or_type_are_bad_but_not_missing():
     intake = Intake(SHAPE, None)
     for wrong in (block([0, 1], shape=(2, 4)), block([2, 3], dtype=np.uint16)):
         arrival = intake.admit(wrong, Accounting())
-        assert arrival.bad
+        assert arrival.bad_N.tolist() == wrong.pulse_id_N.tolist()
         assert len(arrival.block) == 0
         assert arrival.whole(inferred=True).frames_dropped == {"bad_frame": 2}
     assert intake.admit(block([4]), Accounting()).whole(inferred=True).frames_missing == 0
@@ -104,3 +104,35 @@ def test_the_accounting_is_exact_at_every_frame_and_does_not_depend_on_the_cut(b
     for pulse_id in (pulse_id for ids in blocks for pulse_id in ids):
         alone = single.admit(block([pulse_id]), alone).whole(inferred=True)
     assert alone == taken
+
+
+def test_a_block_is_cut_into_sound_and_damaged_parts_and_nothing_is_cut_without_need():
+    parts = [part.pulse_id_N.tolist() for part in sound_or_bad(block(range(8), bad=(0, 3, 4, 7)))]
+    assert parts == [[0], [1, 2], [3, 4], [5, 6], [7]]
+    (whole,) = sound_or_bad(block(range(8)))
+    assert whole.pulse_id_N.tolist() == list(range(8))
+
+
+def test_damaged_frames_keep_their_place_in_the_stream():
+    intake, taken, refused = Intake(SHAPE, (1, 4)), Accounting(), []
+    # 5 and 8 never come, 10 comes twice.
+    for part in sound_or_bad(block([6, 7, 9, 10, 10, 11], bad=(7, 9))):
+        arrival = intake.admit(part, taken)
+        refused += [] if arrival.bad_N is None else arrival.bad_N.tolist()
+        taken = arrival.whole(inferred=True)
+    assert refused == [7, 9]
+    assert taken == Accounting(
+        frames_in=6,
+        frames_inferred=3,
+        frames_dropped={"bad_frame": 2, "duplicate": 1},
+        frames_unstaged={"bad_frame": 2, "duplicate": 1},
+        frames_missing=2,
+    )
+    assert intake.last == (1, 11)
+
+
+def test_a_damaged_frame_that_is_late_is_a_duplicate():
+    intake = Intake(SHAPE, (1, 9))
+    arrival = intake.admit(block([8, 10], bad=(8, 10)), Accounting())
+    assert arrival.bad_N.tolist() == [10]
+    assert arrival.whole(inferred=True).frames_dropped == {"bad_frame": 1, "duplicate": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import shutil
 
@@ -13,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from filmloop import bundle as names
 from filmloop.config.paths import Home
 from filmloop.core.documents import Accounting, ModelChoice, TrainResult, VersionInfo
-from filmloop.core.errors import TransientError, VerificationError
-from filmloop.edge import swap
+from filmloop.core.errors import ConfigError, TransientError, VerificationError
+from filmloop.edge import models, swap
 from filmloop.edge.gauges import Gauges
 from filmloop.edge.models import KEEP_BUNDLES, ModelStore
 from filmloop.edge.swap import ModelWatcher, Offer
@@ -248,3 +249,69 @@ def test_the_runtime_makes_what_the_bundle_says(tmp_path, home, registry):
     counts, golden = names.load_golden(bundle)
     np.testing.assert_allclose(runtime.infer(counts), golden, rtol=1e-5)
     assert runtime.infer(pool()[:3]).shape == (3, *FRAME_SHAPE)
+
+
+def test_a_live_version_that_the_disk_did_not_take_is_remembered_at_a_later_look(tmp_path, home, registry, monkeypatch):
+    watcher, offer, gauges = watching(home, registry)
+    version = register(registry, bundle_of(tmp_path, 1))
+    write, tries = models.Live.write, []
+
+    def refusing(self, path):
+        tries.append(path)
+        if len(tries) <= 2:
+            raise TransientError("No space left to write live.json.")
+        write(self, path)
+
+    monkeypatch.setattr(models.Live, "write", refusing)
+    watcher.look()
+    assert offer.take().version == version, "the disk is no reason to wait"
+    assert "No space left" in gauges.last_problem
+    assert ModelStore(small_site(), home).remembered() is None
+    watcher.look()
+    # Whether the registry answers has nothing to do with it.
+    registry.away = True
+    with pytest.raises(TransientError):
+        watcher.look()
+    assert ModelStore(small_site(), home).remembered()[0].version == version
+    registry.away = False
+    watcher.look()
+    assert len(tries) == 3, "once remembered, it is not written again"
+
+
+def test_after_a_failure_the_registry_is_looked_for_anew(tmp_path, home, registry):
+    moved = MemoryRegistry(tmp_path / "moved")
+    places = [registry, moved]
+    watcher, offer, _ = watching(home, registry)
+    watcher._connect = lambda: places.pop(0)
+    watcher.look()
+    registry.away = True
+    version = register(moved, bundle_of(tmp_path, 1))
+    with pytest.raises(TransientError):
+        watcher.look()
+    watcher.look()
+    assert offer.take().version == version
+    watcher.look()
+    assert not places, "a registry that answers is kept"
+
+
+def test_the_site_says_which_runtime_serves(tmp_path, home, registry):
+    bundle = bundle_of(tmp_path, 1)
+    config = small_site()
+    unknown = config.model_copy(update={"edge": config.edge.model_copy(update={"runtime": "openvino"})})
+    digest = TrainResult.read(bundle / names.RESULT).bundle_digest()
+    with pytest.raises(VerificationError, match="no runtime 'openvino'") as error:
+        ModelStore(unknown, home).prove(bundle, version="1", digest=digest)
+    assert isinstance(error.value.__cause__, ConfigError)
+
+
+def test_a_disk_that_refuses_a_remembered_version_is_transient(tmp_path, home, registry, monkeypatch):
+    watcher, _, _ = watching(home, registry)
+    register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+
+    def broken(*_args, **_given):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(models, "verify_bundle", broken)
+    with pytest.raises(TransientError, match="Input/output"):
+        ModelStore(small_site(), home).remembered()

@@ -87,3 +87,28 @@ def test_a_reset_forgets_the_scores_of_the_former_weights():
     watcher.watch(block(0, 64), KnownRate(2 * RATE))
     watcher.reset()
     assert watcher.watch(block(64, 32), KnownRate(RATE)).frames == 32
+
+
+class PartlyNaN(KnownRate):
+    """Cannot tell the rate of the first `unfit` frames it is shown."""
+
+    def __init__(self, unfit):
+        super().__init__(RATE)
+        self.unfit = unfit
+
+    def infer(self, counts_NCE):
+        rate_NCE = super().infer(counts_NCE)
+        rate_NCE[: self.unfit, 0, 0] = np.nan
+        rate_NCE[: self.unfit, 0, 1] = np.inf
+        return rate_NCE
+
+
+def test_rates_that_are_not_finite_are_left_out_and_counted():
+    watcher = monitor()
+    quality = watcher.watch(block(0, 64), PartlyNaN(10))
+    assert quality.frames == 54
+    assert np.isfinite(quality.nll)
+    assert watcher.unfit == 10
+    watcher.reset()
+    assert watcher.watch(block(64, 64), PartlyNaN(64)) is None
+    assert watcher.unfit == 64

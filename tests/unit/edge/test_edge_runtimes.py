@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from filmloop.core.errors import VerificationError
-from filmloop.edge.runtimes import TorchRuntime, check_golden
+from filmloop.core.errors import ConfigError, VerificationError
+from filmloop.edge.runtimes import TorchRuntime, check_finite, check_golden, make_runtime
+from filmloop.testing.models import make_model_bundle
 
 SHAPE = (3, 5)
 
@@ -54,3 +55,30 @@ def test_an_output_that_is_not_a_number_or_of_another_shape_never_passes():
         check_golden(runtime(Scaled(float("nan"))), counts, golden, tolerance=1e-3)
     with pytest.raises(VerificationError, match="shape"):
         check_golden(runtime(nn.Flatten()), counts, golden, tolerance=1e-3)
+
+
+class Ratio(nn.Module):
+    """Finite for every frame of a detector but the empty one, or the one above `limit`."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, counts):
+        total = counts.sum(dim=(1, 2), keepdim=True)
+        return counts / (total if self.limit is None else self.limit - counts).clamp(min=0)
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(None, "an empty"), (255.0, "a saturated")])
+def test_a_network_that_fails_at_an_extreme_frame_alone_is_refused(limit, kind):
+    with pytest.raises(VerificationError, match=f"not finite of {kind} frame"):
+        check_finite(runtime(Ratio(limit)), SHAPE, 8)
+    check_finite(runtime(), SHAPE, 8)
+
+
+def test_a_runtime_is_made_by_its_name(tmp_path):
+    bundle = make_model_bundle(tmp_path / "bundle", frame_shape=(4, 16))
+    made = make_runtime("torch", bundle, version="3", frame_shape=(4, 16), batch_frames=8)
+    assert (made.name, made.version) == ("torch-cpu", "3")
+    with pytest.raises(ConfigError, match="openvino"):
+        make_runtime("openvino", bundle, version="3", frame_shape=(4, 16), batch_frames=8)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 import time
 from itertools import pairwise
@@ -253,3 +254,48 @@ def slow_seals(monkeypatch, pause_s):
         write_group(self, path)
 
     monkeypatch.setattr(ShardWriter, "_write_group", slow)
+
+
+def test_beyond_the_hard_cap_the_oldest_go_though_nothing_was_trained_and_the_log_says_so(home, monkeypatch, caplog):
+    monkeypatch.setattr(stager_module, "_EXPIRE_EVERY_S", 0.0)
+    feeder = Feeder(home, staging={"frames_per_shard": 32, "keep_shards": 2, "max_shards": 3})
+    with caplog.at_level(logging.WARNING, "filmloop"):
+        for start in range(0, 192, 32):
+            feeder.feed(range(start, start + 32))
+        assert feeder.finish()
+    assert [shard.manifest.seq for shard in staged(home)[0]] == [3, 4, 5]
+    assert feeder.gauges.last_problem == "3 shards were removed untrained: more than max_shards = 3"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "though no cycle has trained" in line
+    assert "max_shards = 3" in line
+
+
+def test_the_hard_cap_holds_while_the_ledger_is_in_trouble(home, monkeypatch):
+    monkeypatch.setattr(stager_module, "_EXPIRE_EVERY_S", 0.0)
+    feeder = Feeder(home, staging={"frames_per_shard": 32, "keep_shards": 1, "max_shards": 2})
+
+    def broken(shard_id):
+        raise RuntimeError("database is locked")
+
+    feeder.stager._may_expire = broken
+    for start in range(0, 160, 32):
+        feeder.feed(range(start, start + 32))
+    assert feeder.finish()
+    assert [shard.manifest.seq for shard in staged(home)[0]] == [3, 4]
+
+
+def test_a_run_number_below_the_former_one_is_as_new_as_any(home, monkeypatch):
+    """The seal fails after its commit: the newest shard, in the folder of the lower run, has to be found."""
+    seal = ShardWriter.seal
+
+    def seals_then_fails(self, **given):
+        seal(self, **given)
+        raise stager_module.TransientError("fsync of the folder failed") from OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(ShardWriter, "seal", seals_then_fails)
+    feeder = Feeder(home)
+    feeder.feed(range(32), run=7)
+    feeder.feed(range(32), run=2)
+    assert feeder.finish()
+    assert feeder.stager.kept == Accounting(frames_staged=64)
+    assert [shard.manifest.run_number for shard in staged(home)[0]] == [7, 2]

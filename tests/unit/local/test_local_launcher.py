@@ -41,7 +41,7 @@ def test_without_a_command_it_is_torchrun_over_the_entry(site: LauncherSite) -> 
     launcher.cancel(handle)
     command = Launch.read(Path(handle)).command
     assert command == (
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        sys.executable, "-m", "filmloop.training.torchrun", "--standalone", "--nproc-per-node=2",
         "-m", "filmloop.training.entry", f"{handle}/job.json",
     )  # fmt: skip
 
@@ -53,16 +53,57 @@ def test_a_command_that_does_not_exist_is_a_failure_with_its_name(site: Launcher
     assert "/no/such/python" in status.detail
 
 
-def test_the_exit_code_is_the_trainers_where_torchrun_says_1(site: LauncherSite) -> None:
-    launcher = shell("""echo '{"error": "DataError", "message": "m", "hint": "h", "exit_code": 5}' """
-                     """ > "$(dirname "$0")/error.json"; exit 1""")  # fmt: skip
+def leaves(error: str, exit_code: int) -> LocalLauncher:
+    """A launcher whose trainer writes `error` to error.json and ends."""
+    return shell(f"""echo '{error}' > "$(dirname "$0")/error.json"; exit {exit_code}""")
+
+
+@pytest.mark.parametrize("exit_code", [1, 137])  # 137: another rank was killed, this one had told why
+def test_what_the_trainer_said_counts_more_than_how_it_ended(site: LauncherSite, exit_code: int) -> None:
+    said = '{"error": "DataError", "message": "m", "hint": "h", "exit_code": 5, "retryable": false}'
+    launcher = leaves(said, exit_code)
     status = ended(launcher, launcher.submit(site.job("any")))
-    assert (status.state, status.exit_code, status.detail) == ("failed", 5, "DataError: m h")
+    assert (status.state, status.exit_code) == ("failed", 5)
+    assert (status.error, status.detail, status.hint) == ("DataError", "m", "h")
 
 
-def test_a_checkpoint_behind_torchruns_1_is_lost_not_failed(site: LauncherSite) -> None:
-    launcher = shell("""echo '{"exit_code": 75}' > "$(dirname "$0")/error.json"; exit 1""")
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"exit_code": 75}',
+        '{"error": "TerminatedError", "exit_code": 75, "retryable": true}',
+        '{"error": "TransientError", "exit_code": 3, "retryable": true}',
+        '{"error": "NewerError", "exit_code": 9, "retryable": true}',
+    ],
+)
+def test_a_retryable_error_behind_torchruns_1_is_lost_not_failed(site: LauncherSite, said: str) -> None:
+    launcher = leaves(said, 1)
     assert ended(launcher, launcher.submit(site.job("any"))).state == "lost"
+
+
+def test_a_trainer_that_could_not_write_its_error_is_judged_by_its_exit_code(site: LauncherSite) -> None:
+    launcher = shell("exit 3")  # as on a full disk
+    status = ended(launcher, launcher.submit(site.job("any")))
+    assert (status.state, status.error) == ("lost", "TransientError")
+
+
+# 139: SIGSEGV of a rank, as training.torchrun tells it; -9: of torchrun itself.
+@pytest.mark.parametrize(("script", "code"), [("exit 139", 139), ("kill -9 $$", -9)])
+def test_a_trainer_that_a_signal_killed_is_lost(site: LauncherSite, script: str, code: int) -> None:
+    launcher = shell(script)
+    status = ended(launcher, launcher.submit(site.job("any")))
+    assert (status.state, status.exit_code, status.error) == ("lost", code, "")
+    assert f"signal {code % 128 if code > 0 else -code}" in status.detail
+
+
+def test_a_deadline_is_a_failure_whatever_the_trainer_said_at_its_end(site: LauncherSite) -> None:
+    said = '{"error": "TerminatedError", "message": "m", "hint": "h", "exit_code": 75, "retryable": true}'
+    # The last words take less than the half second of grace.
+    launcher = shell(f"""trap 'echo "{said.replace('"', chr(92) + '"')}" > "$(dirname "$0")/error.json"; exit 75' TERM
+                     while :; do sleep 0.05; done""")
+    status = ended(launcher, launcher.submit(site.job("any", deadline_s=0.5)))
+    assert (status.state, status.exit_code, status.error, status.hint) == ("failed", 75, "", "")
+    assert "deadline" in status.detail
 
 
 def test_a_damaged_error_document_is_replaced_by_the_log(site: LauncherSite) -> None:
@@ -74,14 +115,14 @@ def test_a_damaged_error_document_is_replaced_by_the_log(site: LauncherSite) -> 
 
 def test_the_errors_of_an_earlier_attempt_are_forgotten(site: LauncherSite) -> None:
     script = (
-        """cd "$(dirname "$0")"; [ -f second ] && exit 3; touch second; echo '{"exit_code": 75}' > error.json; exit 1"""
+        """cd "$(dirname "$0")"; [ -f second ] && exit 5; touch second; echo '{"exit_code": 75}' > error.json; exit 1"""
     )
     launcher = shell(script)
     handle = launcher.submit(site.job("any"))
     assert ended(launcher, handle).state == "lost"
     launcher.submit(site.job("any"))
     status = ended(launcher, handle)
-    assert (status.state, status.exit_code) == ("failed", 3)
+    assert (status.state, status.exit_code) == ("failed", 5)
     assert Launch.read(Path(handle)).attempt == 2
 
 

@@ -69,5 +69,5 @@ def test_hundreds_of_shards_still_fit_mlflows_column(made):
     text = describe(many, reports, verdict("promote"), cycle_id="c7", created_utc=WHEN)
     assert len(text) < 5000
     assert "400 shards" in text
-    assert "394 more, listed in `result.json`" in text
+    assert "394 older ones, listed in `result.json`" in text
     assert "lcls.run0001.000399" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from filmloop.adapters.sources.build import build_source
+from filmloop.adapters.sources.build import build_source, stream_name
 from filmloop.adapters.sources.replay import default_stream, read_labelled
 from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import ConfigError, DataError
-from filmloop.core.types import SATURATED, FrameBlock
+from filmloop.core.types import BAD, SATURATED, FrameBlock
 from filmloop.ports.source import FrameSource
 from filmloop.testing.contracts.source import collect, keys_of
 from filmloop.testing.shards import example_block, write_shard
@@ -114,20 +115,34 @@ def test_whole_numbers_stored_as_floats_are_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, 0.5])
-def test_counts_that_are_no_counts_are_refused_with_their_frame(tmp_path: Path, value: float) -> None:
-    counts = np.zeros((5, *SHAPE), np.float32)
-    counts[3, 1, 1] = value
-    with pytest.raises(DataError, match=f"frame 3 has a count of {value}"):
-        collect(opened(stacked(tmp_path / "x.h5", X_a=np.zeros((4, *SHAPE), np.int16), X_b=counts)), 9)
+def test_counts_that_are_no_counts_are_flagged_and_the_others_come(tmp_path: Path, value: float, caplog) -> None:
+    counts = np.ones((5, *SHAPE), np.float32)
+    counts[3, 1, 1], counts[4, 0, 0] = value, 300
+    path = stacked(tmp_path / "x.h5", X_a=np.ones((4, *SHAPE), np.int16), X_b=counts)
+    blocks = collect(opened(path), 9)
+    assert keys_of(blocks) == [(1, row) for row in range(9)]
+    assert np.concatenate([block.flags_N for block in blocks]).tolist() == [0] * 7 + [BAD, SATURATED]
+    assert counts_of(blocks).sum(axis=(1, 2)).tolist() == [64] * 7 + [0, 63 + 255]
+    with caplog.at_level(logging.WARNING, "filmloop"):
+        counts_NCE, _, pulse_id_N = read_labelled(path)
+    assert pulse_id_N.tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert len(counts_NCE) == 8
+    assert "1 of 9 frames are damaged, the first is 7" in caplog.text
 
 
-def test_labels_that_are_not_finite_are_refused_with_their_frame(tmp_path: Path) -> None:
+def test_labels_that_are_not_finite_spoil_their_frame_where_labels_are_asked_for(tmp_path: Path) -> None:
     labels = np.zeros((5, *SHAPE), np.float16)
     labels[2, 1, 1] = np.nan
     path = stacked(tmp_path / "x.h5", Ximg=np.zeros((5, *SHAPE), np.uint8), Ypdf=labels)
-    assert len(collect(opened(path), 5)[0]) == 5
-    with pytest.raises(DataError, match="label of frame 2"):
-        collect(opened(path, use_labels=True), 5)
+    assert collect(opened(path), 5)[0].flags_N.tolist() == [0] * 5
+    assert collect(opened(path, use_labels=True), 5)[0].flags_N.tolist() == [0, 0, BAD, 0, 0]
+
+
+def test_an_array_without_any_counts_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    rates = np.random.default_rng(1).random((50, *SHAPE)).astype(np.float32)
+    path = stacked(tmp_path / "x.h5", Ximg=rates)
+    with pytest.raises(DataError, match="none of 16 frames of /Ximg holds counts"):
+        opened(path)
 
 
 def test_frames_of_another_shape_than_the_site_name_the_keys_to_set(tmp_path: Path) -> None:
@@ -235,12 +250,17 @@ def test_an_unknown_schema_lists_the_known_ones(tmp_path: Path) -> None:
     assert all(known in error.value.hint for known in ("CookieNetAE", "Ximg/Ypdf", "CookieSimSlim"))
 
 
-def test_a_shot_without_its_image_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_shot_without_its_image_is_flagged_and_named_and_the_others_come(tmp_path: Path, caplog) -> None:
     with h5py.File(tmp_path / "shots.h5", "w") as file:
         file["a/Ximg"] = np.zeros(SHAPE, np.uint16)
         file.create_group("b")
-    with pytest.raises(DataError, match="shot b"):
-        collect(opened(tmp_path / "shots.h5"), 5)
+        file["c/Ximg"] = np.zeros((2, 2), np.uint16)
+        file["d/Ximg"] = np.ones(SHAPE, np.uint16)
+    with caplog.at_level(logging.WARNING, "filmloop"):
+        (block,) = collect(opened(tmp_path / "shots.h5"), 4)
+    assert block.flags_N.tolist() == [0, BAD, BAD, 0]
+    assert block.counts_NCE[:, 0, 0].tolist() == [0, 0, 0, 1]
+    assert "shot b" in caplog.text
 
 
 def test_a_damaged_shard_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -267,17 +287,51 @@ def test_read_labelled_stops_at_its_limit_across_arrays_and_shards(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("path", "stream"),
+    ("name", "stream"),
     [
-        ("/data/cookiesimslim_16ch_stacked.h5", "replay-cookiesimslim-16ch-stacked"),
+        ("cookiesimslim_16ch_stacked.h5", "replay-cookiesimslim-16ch-stacked"),
         ("Run 7 (März).h5", "replay-run-7-m-rz"),
-        ("/", "replay-recording"),
+        ("+.h5", "replay-recording"),
     ],
 )
-def test_the_stream_is_named_after_the_file(path: str, stream: str) -> None:
-    assert default_stream(path) == stream
-    assert build_source(ReplaySource(path=path), SHAPE).stream == stream
-    assert build_source(ReplaySource(path=path, stream="mine"), SHAPE).stream == "mine"
+def test_the_stream_is_named_after_the_file_and_its_content(tmp_path: Path, name: str, stream: str) -> None:
+    path = tmp_path / name
+    assert default_stream(str(path)) == stream, "without a file, its name has to do"
+    path.write_bytes(b"frames")
+    named = default_stream(str(path))
+    # SHA-256 of "6:framesframes": the size, the first MiB and the last.
+    assert named == f"{stream}-acab5c"
+    assert (
+        build_source(ReplaySource(path=str(path)), SHAPE).stream == stream_name(ReplaySource(path=str(path))) == named
+    )
+    assert build_source(ReplaySource(path=str(path), stream="mine"), SHAPE).stream == "mine"
+
+
+def test_recordings_of_one_name_are_streams_of_their_own_and_so_is_one_that_was_replaced(tmp_path: Path) -> None:
+    mib = 1 << 20
+    path = tmp_path / "a" / "run.h5"
+    path.parent.mkdir()
+    contents = [b"\0" * 3 * mib, b"\0" * (3 * mib + 1), b"\1" + b"\0" * (3 * mib - 1), b"\0" * (3 * mib - 1) + b"\1"]
+    streams = []
+    for content in contents:
+        path.write_bytes(content)
+        streams.append(default_stream(str(path)))
+    assert len(set(streams)) == len(contents)
+    copy = tmp_path / "b" / "run.h5"
+    copy.parent.mkdir()
+    copy.write_bytes(contents[-1])
+    assert default_stream(str(copy)) == streams[-1], "the same frames elsewhere are the same stream"
+
+
+def test_a_folder_of_shards_is_named_after_its_manifests(tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    assert default_stream(str(folder)) == "replay-stage"
+    write_shard(folder, example_block(3), seq=0)
+    first = default_stream(str(folder))
+    assert first == default_stream(str(folder))
+    write_shard(folder, example_block(3), seq=1)
+    assert len({"replay-stage", first, default_stream(str(folder))}) == 3
 
 
 def sample_data() -> Path:

@@ -37,7 +37,7 @@ def ids(stage: Path, stream: str | None = None) -> list[str]:
 ALL_B = ["b/run000001/00000009", "b/run000001/00000010", "b/run000002/00000011"]
 
 
-def test_shards_are_listed_in_order_of_stream_run_and_number(stage: Path) -> None:
+def test_shards_are_listed_in_order_of_stream_and_number(stage: Path) -> None:
     assert ids(stage) == ["a/run000001/00000000", *ALL_B]
     assert ids(stage, "b") == ALL_B
     assert ids(stage, "no-such-stream") == ids(stage / "absent") == []
@@ -143,3 +143,16 @@ def test_recovery_leaves_sealed_shards_and_other_streams_alone(stage: Path) -> N
     assert other.is_dir()
     for shard in sealed_shards(stage):
         verify_shard(shard.manifest_path)
+
+
+def test_the_number_alone_says_what_is_newest_even_if_a_site_goes_back_to_an_earlier_run(stage: Path) -> None:
+    newest = write_shard(stage, example_block(3, run_number=0), stream="b", seq=12, accounting=Accounting(frames_in=12))
+    assert ids(stage, "b") == [*ALL_B, newest.shard_id]
+    last = last_sealed(stage, "b")
+    assert last is not None
+    assert last.shard_id == newest.shard_id
+    assert next_seq(stage, "b") == 13
+    assert expire(stage, "b", 1, lambda shard_id: True) == ALL_B
+    assert ids(stage, "b") == [newest.shard_id]
+    recover(stage, "b")
+    assert ids(stage, "b") == [newest.shard_id]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from filmloop.testing.training import simulated_counts, small_job, staged_frames
 from filmloop.training.data import load_data
 from filmloop.training.evaluate import evaluate, rate_function
 from filmloop.training.load import build_module
+from filmloop.training.plots import plot_training
 from filmloop.training.progress import Progress
 from filmloop.training.ranks import Ranks
 from filmloop.training.trainer import train
@@ -80,6 +82,29 @@ def test_lines_after_the_checkpoint_are_written_once(folder: Path, shard: ShardR
         out.write('{"step": 30, "loss": 1.0}\n{"step": 4')  # what a killed process leaves
     _train(job, folder)
     assert [line["step"] for line in _lines(folder) if "loss" in line] == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 30])  # the line end alone, and a part of the last line
+def test_metrics_that_a_power_cut_shortened_go_on_with_whole_lines(
+    folder: Path, shard: ShardRef, lost_bytes: int
+) -> None:
+    job, metrics = small_job(folder, shard), folder / "metrics.jsonl"
+    asked = iter(range(100))
+    with pytest.raises(TerminatedError):
+        _train(job, folder, told_to_stop=lambda: next(asked) == 2)
+    os.truncate(metrics, metrics.stat().st_size - lost_bytes)
+    _train(job, folder)
+    assert b"\0" not in metrics.read_bytes()
+    assert [line["step"] for line in _lines(folder) if "loss" in line] == [10, 30, 40]
+
+
+def test_a_line_of_the_metrics_that_is_no_json_is_not_drawn(tmp_path: Path) -> None:
+    good = '{"step": 10, "loss": 1.0}\n{"step": 20, "nll": 5.0}\n'
+    (tmp_path / "metrics.jsonl").write_text("\0\0\0\n" + good + '7\n{"loss": 2.0}\n{"step": 30, "lo')
+    (tmp_path / "clean.jsonl").write_text(good)
+    plot_training(tmp_path / "damaged.png", tmp_path / "metrics.jsonl")
+    plot_training(tmp_path / "clean.png", tmp_path / "clean.jsonl")
+    assert (tmp_path / "damaged.png").read_bytes() == (tmp_path / "clean.png").read_bytes()
 
 
 def test_the_best_weights_ship_not_the_last(folder: Path, shard: ShardRef) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filmloop.core.fsio import disk_errors
+from filmloop.core.fsio import disk_errors, translate_lock_error
 
 _WHOLE_FILE = (os.SEEK_SET, 0, 0, 0)
 _FLOCK = "hhqqi"
@@ -26,6 +26,7 @@ def hold(path: Path) -> Iterator[int | None]:
     """Take the lock for the block; yields its descriptor to hand down, or None if somebody else holds it.
 
     Raises:
+        ConfigError: the file system has no locks.
         TransientError: the disk refuses.
     """
     with disk_errors(path):
@@ -36,6 +37,9 @@ def hold(path: Path) -> Iterator[int | None]:
         os.close(fd)
         yield None
         return
+    except OSError as exc:
+        os.close(fd)
+        raise translate_lock_error(exc, path) from exc
     try:
         yield fd
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,9 +42,10 @@ _START_S = 60.0
 class LocalLauncher:
     """torchrun as a group of subprocesses that outlives its caller; see `ports.launcher.Launcher`.
 
-    The handle is the absolute run folder, `job.output_dir`. Killing the supervisor kills the job; a job that was lost,
-    or that ended with a checkpoint because the machine went down, is started again by the next `submit`. A job that
-    failed, passed its deadline or was cancelled stays so: the caller makes a new one, with another `job_id`.
+    The handle is the absolute run folder, `job.output_dir`. Killing the supervisor kills the job. A job that was lost,
+    of which a process was killed by a signal, or that ended with a retryable error, is started again by the next
+    `submit` and goes on from its checkpoint. A job that failed otherwise, passed its deadline or was cancelled stays so:
+    the caller makes a new one, with another `job_id`.
 
     Args:
         section: The site file's `[launcher]`.
@@ -94,7 +96,7 @@ class LocalLauncher:
             TransientError: a process cannot be killed.
         """
         folder = self._known(handle)
-        if not is_held(folder / ALIVE) and Exit.read(folder) is not None:
+        if not is_held(folder / ALIVE) and not self._needs_start(folder):
             return
         with disk_errors(folder):
             (folder / CANCEL).touch()
@@ -157,7 +159,7 @@ class LocalLauncher:
                 hint="pip install 'filmloop[hpc]', or `make install` in a checkout.",
             )
         ranks = f"--nproc-per-node={self._section.processes}"
-        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", ranks)
+        torchrun = (sys.executable, "-m", "filmloop.training.torchrun", "--standalone", ranks)
         return (*torchrun, "-m", "filmloop.training.entry")
 
 
@@ -192,7 +194,7 @@ def _supervise(folder: Path, lock: int) -> None:
 def _status(ended: Exit, folder: Path) -> LaunchStatus:
     """What an orderly end means. Success takes exit code 0 and a finished bundle: a failed run must never ship."""
     error = _trainer_error(folder)
-    # torchrun answers 1 for whatever its ranks said; the trainer's own code is in its error document.
+    # The rank that ended first may only have lost the one that failed: the error document knows better.
     said = error.get("exit_code")
     code = said if ended.exit_code and isinstance(said, int) else ended.exit_code
     tail, progress = log_tail(folder), last_metrics(folder)
@@ -200,23 +202,51 @@ def _status(ended: Exit, folder: Path) -> LaunchStatus:
         return LaunchStatus(
             state="succeeded", exit_code=0, log_tail=tail, progress=progress, bundle_files=_bundle_files(folder)
         )
-    if ended.reason == "terminated" or (ended.reason == "ended" and code == TerminatedError.exit_code):
-        detail = "It was told to stop; started again, it goes on from its checkpoint."
-        return LaunchStatus(state="lost", exit_code=code, detail=detail, log_tail=tail, progress=progress)
+    by_itself = ended.reason == "ended" and ended.exit_code != 0
+    is_lost = ended.reason == "terminated" or (by_itself and _is_retryable(error, code))
+    name = error.get("error") or (TransientError.__name__ if code == TransientError.exit_code else "")
     return LaunchStatus(
-        state="failed", exit_code=code, detail=_detail(ended, error, tail), log_tail=tail, progress=progress
+        state="lost" if is_lost else "failed",
+        exit_code=code,
+        detail=_detail(ended, code, error, tail),
+        error=str(name) if by_itself else "",
+        hint=str(error.get("hint") or "") if by_itself else "",
+        log_tail=tail,
+        progress=progress,
     )
 
 
-def _detail(ended: Exit, error: dict[str, Any], tail: str) -> str:
+def _is_retryable(error: dict[str, Any], code: int) -> bool:
+    """Whether the same job may work when it is started again.
+
+    A rank that was killed says nothing; the ranks that it leaves say that they lost it, which is retryable. A trainer on
+    a full disk cannot even leave its error: its exit code has to do.
+    """
+    if code in (TransientError.exit_code, TerminatedError.exit_code):
+        return True
+    return error.get("retryable") is True if error else _signal_of(code) is not None
+
+
+def _signal_of(code: int) -> int | None:
+    """The signal behind an exit code: negative from the kernel, 128 more than it from a shell or `training.torchrun`."""
+    if code < 0:
+        return -code
+    return code - 128 if 128 < code < 128 + signal.NSIG else None
+
+
+def _detail(ended: Exit, code: int, error: dict[str, Any], tail: str) -> str:
     if ended.reason == "cancelled":
         return "It was cancelled."
     if ended.reason == "deadline":
         return f"It was ended at its deadline, after {ended.wall_s:.0f} s; see training.deadline_s in the site file."
+    if ended.reason == "terminated" or code == TerminatedError.exit_code:
+        return "It was told to stop; started again, it goes on from its checkpoint."
     if ended.exit_code == 0:
         return f"It ended without an error, but left no {BUNDLE_RESULT}."
-    if error:
-        return f"{error.get('error')}: {error.get('message')} {error.get('hint') or ''}".strip()
+    if error.get("message"):
+        return str(error["message"])
+    if (number := _signal_of(code)) is not None:
+        return f"A process of it was killed by signal {number} ({signal.strsignal(number)}); did the memory run out?"
     last = tail.strip().rpartition("\n")[2]
     return f"It ended with exit code {ended.exit_code}; the last line of its log: {last}"
 

@@ -43,6 +43,7 @@ Announce = Callable[[str], None]
 class ServerRecord(Document):
     """`server.json`: where the last server of this home was started."""
 
+    home: str
     uri: str
     port: int
     pid: int
@@ -199,6 +200,7 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
         )
     _children[child.pid] = child
     record = ServerRecord(
+        home=str(home.registry),
         uri=f"http://{_reachable(section.host)}:{port}",
         port=port,
         pid=child.pid,
@@ -285,11 +287,12 @@ def _need_mlflow() -> None:
 
 
 def _read(home: Home) -> ServerRecord | None:
-    """The record, None if there is none or if it is damaged: then a new server is started and writes a new one."""
+    """The record; None if there is none, if it is damaged, or if it came here with a copy of another home."""
     try:
-        return ServerRecord.read(_record_file(home))
+        record = ServerRecord.read(_record_file(home))
     except DataError:
         return None
+    return record if record.home == str(home.registry) else None
 
 
 def _record_file(home: Home) -> Path:

@@ -9,6 +9,7 @@ The pulse id of a frame is its row. Shape suffixes: N frames, C channels, E ener
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,20 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from filmloop.adapters.sources.recording import Recording, checked_counts, checked_labels, locate
+from filmloop.adapters.sources.recording import (
+    Recording,
+    checked_counts,
+    checked_labels,
+    locate,
+    no_counts,
+)
 from filmloop.core.errors import DataError
-from filmloop.core.types import FrameBlock
+from filmloop.core.log import Limited
+from filmloop.core.types import BAD, FrameBlock
+
+_log = logging.getLogger(__name__)
+
+_SAMPLE_FRAMES = 16
 
 KNOWN = "X_*/Y_* (CookieNetAE), Ximg/Ypdf (stacked), one group a shot with Ximg/Ypdf (CookieSimSlim)"
 
@@ -102,6 +114,7 @@ class StackedRecording(_Hdf5Recording):
                 raise self._wrong(f"{counts.name} is {describe(counts)}, not numbers (N, C, E) like {shape}")
             if labels is not None and labels.shape != counts.shape:
                 raise self._wrong(f"{labels.name} is {describe(labels)}, but {counts.name} is {describe(counts)}")
+            self._require_counts(counts)
 
     def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
         """Up to the end of the array that holds `start`."""
@@ -112,16 +125,22 @@ class StackedRecording(_Hdf5Recording):
             raw_NCE, raw_label_NCE = counts[part], label[part] if labels else None
         except OSError as exc:
             raise self._wrong(f"{counts.name} cannot be read at frame {start}: {exc}") from exc
-        counts_NCE, flags_N = checked_counts(raw_NCE, where=f"{self._path} {counts.name}", first=part.start)
-        return FrameBlock(
-            run_number=run,
-            pulse_id_N=np.arange(start, start + len(counts_NCE), dtype=np.uint64),
-            counts_NCE=counts_NCE,
-            flags_N=flags_N,
-            label_NCE=None
-            if raw_label_NCE is None
-            else checked_labels(raw_label_NCE, where=f"{self._path} {label.name}", first=part.start),
-        )
+        return _block(run, start, raw_NCE, raw_label_NCE)
+
+    def _require_counts(self, counts: h5py.Dataset) -> None:
+        """Some frames of a recording may be damaged; if none of a sample holds counts, the array holds something else."""
+        if not len(counts) or counts.dtype == np.uint8:
+            return
+        rows = np.unique(np.linspace(0, len(counts) - 1, _SAMPLE_FRAMES).astype(int)).tolist()
+        try:
+            raw_NCE = np.stack([counts[row] for row in rows])
+        except OSError:
+            return  # `read` says where
+        if no_counts(raw_NCE).all():
+            raise self._wrong(
+                f"none of {len(rows)} frames of {counts.name} holds counts, which are whole numbers from 0 up; "
+                "are they rates or labels?"
+            )
 
 
 class ShotRecording(_Hdf5Recording):
@@ -131,7 +150,7 @@ class ShotRecording(_Hdf5Recording):
     block_frames = 256
 
     def __init__(self, file: h5py.File, path: Path, names: list[str]) -> None:
-        self._names = names
+        self._names, self._trouble = names, Limited(_log)
         shape = file[names[0]]["Ximg"].shape
         super().__init__(file, path, len(names), shape)
         if len(shape) != 2:
@@ -141,25 +160,42 @@ class ShotRecording(_Hdf5Recording):
     def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
         """Shots in sorted order of their names."""
         names = self._names[start:stop]
-        raw_NCE = np.stack([self._image(name, "Ximg") for name in names])
-        counts_NCE, flags_N = checked_counts(raw_NCE, where=f"{self._path} Ximg", first=start)
-        label_NCE = None
-        if labels:
-            raw_label_NCE = np.stack([self._image(name, "Ypdf") for name in names])
-            label_NCE = checked_labels(raw_label_NCE, where=f"{self._path} Ypdf", first=start)
-        return FrameBlock(
-            run_number=run,
-            pulse_id_N=np.arange(start, start + len(names), dtype=np.uint64),
-            counts_NCE=counts_NCE,
-            flags_N=flags_N,
-            label_NCE=label_NCE,
-        )
+        images = [self._image(name, "Ximg") for name in names]
+        targets = [self._image(name, "Ypdf") for name in names] if labels else []
+        absent = [i for i in range(len(names)) if images[i] is None or (labels and targets[i] is None)]
+        block = _block(run, start, self._stack(images), self._stack(targets) if labels else None)
+        block.flags_N[absent] |= BAD
+        return block
 
-    def _image(self, shot: str, name: str) -> npt.NDArray[Any]:
+    def _image(self, shot: str, name: str) -> npt.NDArray[Any] | None:
+        """None if the shot has none, or one that cannot be read or is of another shape: the others go on."""
         try:
-            image: npt.NDArray[Any] = self._file[shot][name][()]
+            image = np.asarray(self._file[shot][name][()])
         except (KeyError, OSError, AttributeError, TypeError) as exc:
-            raise self._wrong(f"shot {shot} has no readable {name}: {exc}") from exc
-        if image.shape != self.frame_shape:
-            raise self._wrong(f"{name} of shot {shot} is {image.shape}, the first shot's is {self.frame_shape}")
+            self._trouble.failed("%s: shot %s has no readable %s: %s", self._path, shot, name, exc)
+            return None
+        if image.shape != self.frame_shape or image.dtype.kind not in "uif":
+            found = f"{image.dtype} {image.shape}"
+            self._trouble.failed("%s: %s of shot %s is %s, no image", self._path, name, shot, found)
+            return None
         return image
+
+    def _stack(self, images: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any]:
+        empty = np.zeros(self.frame_shape, np.uint8)
+        return np.stack([empty if image is None else image for image in images])
+
+
+def _block(run: int, start: int, raw_NCE: npt.NDArray[Any], raw_label_NCE: npt.NDArray[Any] | None) -> FrameBlock:
+    """Rows from `start` on as they were recorded, checked."""
+    counts_NCE, flags_N = checked_counts(raw_NCE)
+    label_NCE = None
+    if raw_label_NCE is not None:
+        label_NCE, label_flags_N = checked_labels(raw_label_NCE)
+        flags_N = flags_N | label_flags_N
+    return FrameBlock(
+        run_number=run,
+        pulse_id_N=np.arange(start, start + len(counts_NCE), dtype=np.uint64),
+        counts_NCE=counts_NCE,
+        flags_N=flags_N,
+        label_NCE=label_NCE,
+    )

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from filmloop.core.errors import DataError
-from filmloop.core.types import FrameBlock, clip_counts
+from filmloop.core.types import BAD, FrameBlock, clip_counts
 
 
 class Recording(Protocol):
@@ -35,8 +34,10 @@ class Recording(Protocol):
     def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
         """Frames of the `run`-th run from `start`, at least one and none beyond `stop`; its `run_number` is `run`.
 
+        A frame that is damaged by itself is flagged `BAD`.
+
         Raises:
-            DataError: a frame is damaged.
+            DataError: the file cannot be read there.
         """
 
     def position_after(self, run: int, pulse_id: int) -> int:
@@ -53,43 +54,34 @@ def locate(sizes: Sequence[int], position: int) -> tuple[int, int]:
     return part, ends[part] - sizes[part]
 
 
-def checked_counts(
-    raw_NCE: npt.NDArray[Any], *, where: str, first: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Recorded counts of any number type as uint8 with `flags_N`.
+def checked_counts(raw_NCE: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Recorded counts (N, C, E) of any number type as uint8, with `flags_N`.
 
-    Args:
-        raw_NCE: (N, C, E), integers, or floats that are whole numbers.
-        where: Names file and array in the error.
-        first: Index of the first frame, for the error.
-
-    Raises:
-        DataError: a count is negative, not finite or not a whole number; names the first such frame.
+    A frame with a count that is negative, not finite or not a whole number is empty and flagged `BAD`.
     """
     if raw_NCE.dtype == np.uint8:
         return raw_NCE.astype(np.uint8, copy=False), np.zeros(len(raw_NCE), np.uint8)
+    bad_N = no_counts(raw_NCE)
+    # Cleared before the cast: what a NaN becomes as an integer is up to the processor.
+    sound_NCE = np.where(bad_N[:, None, None], 0, raw_NCE) if bad_N.any() else raw_NCE
+    counts_NCE, flags_N = clip_counts(sound_NCE)
+    return counts_NCE, flags_N | flagged(bad_N)
+
+
+def no_counts(raw_NCE: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which frames hold something that is no count: counts are whole numbers from 0 up; bool (N,)."""
     bad_NCE = raw_NCE < 0
     if raw_NCE.dtype.kind == "f":
         bad_NCE |= ~np.isfinite(raw_NCE) | (raw_NCE != np.rint(raw_NCE))
-    bad_N = bad_NCE.any(axis=(1, 2))
-    if bad_N.any():
-        row = int(bad_N.argmax())
-        value = raw_NCE[row][bad_NCE[row]][0]
-        raise DataError(
-            f"{where}: frame {first + row} has a count of {value}; counts are whole numbers from 0 up.",
-            hint="Is this the array of counts, not of rates or labels? Remove the frame or name another file.",
-        )
-    return clip_counts(raw_NCE)
+    return np.asarray(bad_NCE.any(axis=(1, 2)))
 
 
-def checked_labels(raw_NCE: npt.NDArray[Any], *, where: str, first: int) -> npt.NDArray[np.float32]:
-    """Recorded labels as float32 (N, C, E).
-
-    Raises:
-        DataError: a label is not finite; names the first such frame.
-    """
+def checked_labels(raw_NCE: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Recorded labels as float32 (N, C, E), with `flags_N`: a frame whose label is not finite is `BAD`."""
     label_NCE = raw_NCE.astype(np.float32)
-    bad_N = ~np.isfinite(label_NCE).all(axis=(1, 2))
-    if bad_N.any():
-        raise DataError(f"{where}: the label of frame {first + int(bad_N.argmax())} is not a finite number.")
-    return label_NCE
+    return label_NCE, flagged(np.asarray((~np.isfinite(label_NCE)).any(axis=(1, 2))))
+
+
+def flagged(bad_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """`flags_N` of frames of which these are bad."""
+    return np.where(bad_N, BAD, 0).astype(np.uint8)

@@ -5,6 +5,8 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,13 @@ from filmloop.adapters.sources.recording import Recording
 from filmloop.adapters.sources.shards import ShardRecording
 from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import ConfigError, DataError
-from filmloop.core.types import FrameBlock
+from filmloop.core.fsio import canonical_json, sha256_bytes
+from filmloop.core.types import BAD, FrameBlock
+from filmloop.staging.layout import MANIFEST_SUFFIX
+
+_log = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 1 << 20
 
 
 def open_recording(path: Path) -> Recording:
@@ -41,9 +49,38 @@ def open_recording(path: Path) -> Recording:
 
 
 def default_stream(path: str) -> str:
-    """`replay-<stem>` with nothing in it that a folder name cannot have."""
+    """`replay-<stem>-<digest>`, with nothing in it that a folder name cannot have.
+
+    The digest, 6 hexadecimal digits of the recording's content, makes two recordings of one name two streams, and one
+    that was replaced a new stream: pulse ids of the one say nothing about the other. Without a recording there is none.
+    """
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-")
-    return f"replay-{stem or 'recording'}"
+    try:
+        digest = _content_digest(Path(path).expanduser())
+    except OSError:
+        # `open` says what is wrong with it.
+        return f"replay-{stem or 'recording'}"
+    return f"replay-{stem or 'recording'}-{digest[:6]}"
+
+
+def _content_digest(path: Path) -> str:
+    """SHA-256 over a file's size, first and last MiB, or over the names and digests of a folder's manifests.
+
+    Raises:
+        OSError: the file cannot be read, or the folder has no manifest.
+    """
+    if path.is_dir():
+        manifests = sorted(path.rglob(f"*{MANIFEST_SUFFIX}"))
+        if not manifests:
+            raise FileNotFoundError(f"no manifest below {path}")
+        return sha256_bytes(
+            canonical_json([[str(found.relative_to(path)), sha256_bytes(found.read_bytes())] for found in manifests])
+        )
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        first = file.read(_DIGEST_BYTES)
+        file.seek(max(size_bytes - _DIGEST_BYTES, 0))
+        return sha256_bytes(b"%d:" % size_bytes + first + file.read(_DIGEST_BYTES))
 
 
 class ReplayFrameSource(PacedSource):
@@ -132,14 +169,14 @@ class ReplayFrameSource(PacedSource):
 def read_labelled(
     path: Path, limit: int | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None, npt.NDArray[np.uint64]]:
-    """The first `limit` frames of a recording (all for None), for evaluation.
+    """The first `limit` frames of a recording (all for None), for evaluation; damaged ones are left out, and the log says so.
 
     Returns:
         counts_NCE uint8 (N, C, E); label_NCE float32 (N, C, E), None for a recording without labels; pulse_id_N
         uint64 (N,).
 
     Raises:
-        DataError: the recording is absent, damaged or of an unknown form.
+        DataError: the recording is absent, of an unknown form, cannot be read, or no frame of it is sound.
     """
     recording = open_recording(path)
     try:
@@ -153,9 +190,21 @@ def read_labelled(
                 position, left = position + len(blocks[-1]), left - len(blocks[-1])
     finally:
         recording.close()
+    return _sound(blocks, path)
+
+
+def _sound(
+    blocks: list[FrameBlock], path: Path
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None, npt.NDArray[np.uint64]]:
     labels = [block.label_NCE for block in blocks if block.label_NCE is not None]
-    return (
-        np.concatenate([block.counts_NCE for block in blocks]),
-        np.concatenate(labels) if labels else None,
-        np.concatenate([block.pulse_id_N for block in blocks]),
-    )
+    counts_NCE = np.concatenate([block.counts_NCE for block in blocks])
+    label_NCE = np.concatenate(labels) if labels else None
+    pulse_id_N = np.concatenate([block.pulse_id_N for block in blocks])
+    sound_N = np.concatenate([block.flags_N for block in blocks]) & BAD == 0
+    if sound_N.all():
+        return counts_NCE, label_NCE, pulse_id_N
+    what = f"{path}: {(~sound_N).sum()} of {len(sound_N)} frames are damaged, the first is {pulse_id_N[~sound_N][0]}"
+    if not sound_N.any():
+        raise DataError(f"{what}.", hint="Name another file.", ids={"path": str(path)})
+    _log.warning("%s: left out", what)
+    return counts_NCE[sound_N], None if label_NCE is None else label_NCE[sound_N], pulse_id_N[sound_N]

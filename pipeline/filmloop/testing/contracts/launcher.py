@@ -143,8 +143,10 @@ class LauncherContract:
         for _ in range(2):
             status = ended(launcher, handle)
             assert (status.state, status.exit_code) == ("failed", 6)
-            assert status.detail == (
-                "TrainingError: The loss is not finite at step 7. Lower training.hyper.learning_rate."
+            assert (status.error, status.detail, status.hint) == (
+                "TrainingError",
+                "The loss is not finite at step 7.",
+                "Lower training.hyper.learning_rate.",
             )
             assert "not finite at step 7" in status.log_tail
             assert launcher.submit(job) == handle
@@ -163,12 +165,22 @@ class LauncherContract:
         status = ended(launcher, launcher.submit(site.job(act)))
         assert (status.state, status.bundle_files) == ("failed", ())
 
-    def test_a_job_that_stopped_at_a_checkpoint_is_lost_and_goes_on_when_submitted_again(
-        self, site: LauncherSite
+    @pytest.mark.parametrize(
+        ("act", "error", "says"),
+        [
+            ("requeue_once", "", "told to stop"),
+            ("killed_once", "", "signal 9"),
+            ("transient_once", "TransientError", "The ranks lost each other."),
+        ],
+    )
+    def test_a_job_that_may_work_the_next_time_is_lost_and_goes_on_when_submitted_again(
+        self, site: LauncherSite, act: str, error: str, says: str
     ) -> None:
-        job, launcher = site.job("requeue_once"), site.make()
+        job, launcher = site.job(act), site.make()
         handle = launcher.submit(job)
-        assert ended(launcher, handle).state == "lost"
+        status = ended(launcher, handle)
+        assert (status.state, status.error) == ("lost", error)
+        assert says in status.detail
         assert launcher.submit(job) == handle
         assert ended(launcher, handle).state == "succeeded"
         assert starts(job) == 2
@@ -186,6 +198,16 @@ class LauncherContract:
         launcher.cancel(handle)
         launcher.submit(job)
         assert ended(launcher, handle) == status
+        assert starts(job) == 1
+
+    def test_a_lost_job_that_is_cancelled_stays_away(self, site: LauncherSite) -> None:
+        job, launcher = site.job("killed_once"), site.make()
+        handle = launcher.submit(job)
+        assert ended(launcher, handle).state == "lost"
+        launcher.cancel(handle)
+        launcher.submit(job)
+        status = ended(launcher, handle)
+        assert (status.state, "cancelled" in status.detail) == ("failed", True)
         assert starts(job) == 1
 
     def test_cancelling_a_job_that_ended_changes_nothing(self, site: LauncherSite) -> None:

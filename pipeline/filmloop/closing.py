@@ -1,0 +1,101 @@
+"""How a cycle ends, well or badly, and when one that was cut off is given up."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Any
+
+from filmloop.core.documents import CycleReport, Outcome, TrainResult, Verdict
+from filmloop.core.errors import FilmloopError
+from filmloop.core.fsio import read_json
+from filmloop.housekeeping import remove_old
+from filmloop.journal import Cycle, CycleParts
+from filmloop.ledger import CycleRow
+from filmloop.selection import newest
+from filmloop.shipping import shard_paths, weights_folder
+from filmloop.staging.catalog import sealed_shards
+
+_log = logging.getLogger(__name__)
+
+_KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
+_KEEP_WEIGHTS = 5
+_KEEP_FAILED = 3  # failed runs whose folder stays on the cluster, for a person to look at
+
+
+def resumable(parts: CycleParts) -> CycleRow | None:
+    """The open cycle, if it was begun under this very configuration; under another one it is closed as failed."""
+    row = parts.ledger.open_cycle()
+    if row is None:
+        return None
+    begun_under = parts.home.cycles / row.cycle_id / "config.json"
+    if begun_under.exists() and read_json(begun_under) != parts.config.as_json():
+        for step in parts.ledger.steps(row.cycle_id):
+            if step.name == "train" and step.handle and step.result is None:
+                with suppress(FilmloopError):
+                    parts.launcher.cancel(step.handle)
+        message = "Abandoned: it was cut off, and the site's configuration has changed since."
+        _log.warning("cycle %s: %s", row.cycle_id, message)
+        report = CycleReport(cycle_id=row.cycle_id, outcome="failed", message=message)
+        parts.ledger.finish_cycle(row.cycle_id, "failed", report.as_json())
+        return None
+    return row
+
+
+def finish(cycle: Cycle, outcome: Outcome, message: str, chosen: dict[str, Any]) -> CycleReport:
+    """Close the cycle: its shards become trained, its report is kept, the cluster is tidied."""
+    parts, done = cycle.parts, cycle.results()
+    result = TrainResult.read(cycle.folder / "bundle" / "result.json") if "fetch" in done else None
+    seconds, live = cycle.seconds(), done.get("live", {})
+    report = CycleReport(
+        cycle_id=cycle.id,
+        outcome=outcome,
+        message=f"{message} {live.get('problem', '')}".rstrip(),
+        version=done.get("register", {}).get("version", ""),
+        base_version="" if result is None else result.base_version,
+        turnaround_s=live.get("turnaround_s"),
+        overhead_s=None if result is None else round(_overhead_s(seconds, result.train_s), 3),
+        train_s=None if result is None else round(result.train_s, 3),
+        steps=seconds,
+        gate=Verdict.model_validate(done["judge"]) if "judge" in done else None,
+        metrics={} if result is None else result.metrics,
+        frames=chosen["frames"],
+        url=done.get("register", {}).get("url", ""),
+    )
+    report.write(cycle.folder / "summary.json")
+    if result is not None:
+        _tidy(cycle, chosen)
+    parts.ledger.finish_cycle(cycle.id, outcome, report.as_json(), trained=chosen.get("used", ()))
+    return report
+
+
+def close_failed(cycle: Cycle, exc: FilmloopError) -> None:
+    """Close a cycle that cannot go on; its shards are fresh again."""
+    report = CycleReport(cycle_id=cycle.id, outcome="failed", message=exc.message, steps=cycle.seconds())
+    report.write(cycle.folder / "summary.json")
+    cycle.parts.ledger.finish_cycle(cycle.id, "failed", {**report.as_json(), "error": exc.as_dict()})
+
+
+def _overhead_s(seconds: dict[str, float], train_s: float) -> float:
+    """All steps but the training loop. A step that was killed has lost its seconds, so the difference may not be < 0."""
+    return sum(s for name, s in seconds.items() if name != "train") + max(0.0, seconds.get("train", 0.0) - train_s)
+
+
+def _tidy(cycle: Cycle, chosen: dict[str, Any]) -> None:
+    """Free what neither side needs any more: run folders, shards too old to be mixed in, weights of old champions."""
+    parts = cycle.parts
+    shards = sealed_shards(parts.home.stage, parts.stream)
+    kept = newest(shards, max(parts.config.training.replay_frames, 1))
+    sent = {*chosen["fresh"], *chosen["replay"]}
+    old = [s for s in shards if s.shard_id in sent and s not in kept]
+    paths = [f"runs/{cycle.id}", *(path for shard in old for path in shard_paths(parts.home, shard))]
+    model, failed = parts.registry.model, [row for row in parts.ledger.history(_KEEP_CYCLES) if row.outcome == "failed"]
+    paths += [f"runs/{row.cycle_id}" for row in failed[_KEEP_FAILED:]]
+    if (weights := parts.home.weights / model).is_dir():
+        paths += [weights_folder(model, path.name) for path in weights.iterdir() if path.name != chosen["champion"]]
+    try:
+        parts.mover.discard(paths, key=f"{cycle.id}-tidy")
+    except FilmloopError as exc:
+        _log.warning("the cluster was not tidied: %s", exc.message)
+    parts.ledger.forget_shards(keep={shard.shard_id for shard in sealed_shards(parts.home.stage)})
+    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=_KEEP_WEIGHTS)
