@@ -79,7 +79,7 @@ class QualityMonitor:
         weight = min(1.0, self._mean_weight * len(counts_NCE))
         self._mean_CE = mean_CE + weight * (counts_NCE.mean(axis=0) - mean_CE)
         hits_N = counts_NCE.reshape(len(counts_NCE), -1).sum(axis=1, dtype=np.int64)
-        fit_N = np.isfinite(rate_NCE).all(axis=(1, 2))
+        fit_N = np.asarray(np.isfinite(rate_NCE).all(axis=(1, 2)))
         self.unfit += int((~fit_N).sum())
         fit_NCE = np.where(fit_N[:, None, None], rate_NCE, np.float32(0))
         nll_N = poisson_nll(fit_NCE * np.float32(1 - keep), hidden_NCE)

@@ -221,13 +221,7 @@ class EdgeService:
         arrived_s = time.monotonic()
         arrival = self._intake.admit(block, self._gauges.taken)
         if arrival.bad_N is not None and len(arrival.bad_N):
-            what = (
-                f"{len(arrival.bad_N)} frames refused from run {block.run_number}, pulse {arrival.bad_N[0]} on: "
-                f"damaged, or not of the site's shape (theirs is {block.counts_NCE.shape[1:]})"
-            )
-            self._gauges.problem(what)
-            self._bad.failed("%s", what)
-            self._leave_out(block.run_number, arrival.bad_N, BAD_FRAME)
+            self._refuse(block, arrival.bad_N)
         frames, runtime = arrival.block, self._runtime
         phase_N = np.full(len(frames), np.nan, np.float32)
         if len(frames):
@@ -243,6 +237,15 @@ class EdgeService:
             self._hand_on(arrival, 0 if runtime is None else int(runtime.version), phase_N, stop)
         else:
             self._gauges.taken = arrival.whole(inferred=False)
+
+    def _refuse(self, block: FrameBlock, bad_N: npt.NDArray[np.uint64]) -> None:
+        what = (
+            f"{len(bad_N)} frames refused from run {block.run_number}, pulse {bad_N[0]} on: "
+            f"damaged, or not of the site's shape (theirs is {block.counts_NCE.shape[1:]})"
+        )
+        self._gauges.problem(what)
+        self._bad.failed("%s", what)
+        self._leave_out(block.run_number, bad_N, BAD_FRAME)
 
     def _sample(self, frames: FrameBlock, runtime: InferenceRuntime) -> None:
         unfit = self._quality.unfit

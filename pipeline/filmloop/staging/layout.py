@@ -90,7 +90,7 @@ def streams(stage: Path) -> list[str]:
 def shard_files(stage: Path, stream: str, suffix: str = "") -> Iterator[Path]:
     """Everything of `stream` whose name is a shard's, or only what ends in `suffix`, oldest first: in order of number."""
     found = (path for path in (stage / stream).glob(f"{_RUN_GLOB}/{_SEQ_GLOB}.*") if path.name.endswith(suffix))
-    yield from sorted(found, key=lambda path: (path.parent.name, path.name))
+    yield from sorted(found, key=lambda path: (path.name, path.parent.name))
 
 
 def next_seq(stage: Path, stream: str) -> int:

@@ -315,3 +315,22 @@ def test_a_disk_that_refuses_a_remembered_version_is_transient(tmp_path, home, r
     monkeypatch.setattr(models, "verify_bundle", broken)
     with pytest.raises(TransientError, match="Input/output"):
         ModelStore(small_site(), home).remembered()
+
+
+def test_weights_that_make_no_numbers_of_a_saturated_frame_are_refused_though_their_golden_pair_fits(
+    tmp_path, home, registry, monkeypatch
+):
+    make_runtime = models.make_runtime
+
+    def overflowing(*args, **given):
+        runtime = make_runtime(*args, **given)
+        infer = runtime.infer
+        runtime.infer = lambda counts_NCE: infer(counts_NCE) / np.where(counts_NCE.min() == 255, np.float32("nan"), 1)
+        return runtime
+
+    watcher, offer, gauges = watching(home, registry)
+    register(registry, bundle_of(tmp_path, 1))
+    monkeypatch.setattr(models, "make_runtime", overflowing)
+    watcher.look()
+    assert offer.take() is None
+    assert "not finite of a saturated frame" in gauges.last_problem
