@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,11 +202,9 @@ def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(filmlo
         command = filmloop(disk / "home", "source.rate_hz=0", "staging.frames_per_shard=1024")
         command.run("edge", "run", "--no-registry", "--frames", "2048")
         whole = command.json("shards", "verify")
-        with (disk / "ballast").open("wb") as ballast:
-            try:
-                while ballast.write(bytes(65536)):
-                    ballast.flush()
-            except OSError:
+        # Unbuffered: what a buffer still holds would fail again when the file is closed.
+        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while ballast.write(bytes(4096)):
                 pass
         error = command.json("retrain", "--no-edge", "--set", "training.min_frames=1", code=3)
         assert error["retryable"]

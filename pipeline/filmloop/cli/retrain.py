@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -60,4 +62,6 @@ def print_report(report: CycleReport) -> None:
     print_table("", ("", ""), rows)
     if report.url:
         out.print(f"registry UI  {report.url}", markup=False)
-    out.print("next         filmloop status | filmloop models history | filmloop edge run | make ui")
+    # Without an activated environment `filmloop` alone is not found: name it as it was called.
+    me = "filmloop" if shutil.which("filmloop") else sys.argv[0]
+    out.print(f"next         {me} status | {me} models history | {me} edge run | make ui", markup=False)
