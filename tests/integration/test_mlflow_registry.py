@@ -17,6 +17,7 @@ import pytest
 
 from filmloop.adapters.mlflow.registry import MlflowRegistry
 from filmloop.bundle import verify_bundle
+from filmloop.core.documents import TrainHyper
 from filmloop.core.errors import AuthError, ConfigError, DataError, TransientError
 from filmloop.testing.bundles import make_bundle
 from filmloop.testing.mlflow_server import shared_server
@@ -64,7 +65,7 @@ def test_the_ui_shows_run_curve_parameters_plots_and_lineage(registry, bundle):
     # make_bundle logs 2 / (step + 1) every ten steps.
     assert [(point.step, point.value) for point in curve][:2] == [(0, 2.0), (10, 2.0 / 11)]
     assert len(curve) == 20
-    assert run.data.params["train.learning_rate"] == "0.002"
+    assert run.data.params["train.learning_rate"] == str(TrainHyper().learning_rate)
     assert run.data.params["frame_shape"] == "4x8"
     assert [file.path for file in client.list_artifacts(run.info.run_id, "bundle/plots")] == ["bundle/plots/loss.png"]
     result = verify_bundle(bundle)
