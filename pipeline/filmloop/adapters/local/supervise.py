@@ -28,6 +28,7 @@ TOKEN = "FILMLOOP_LAUNCH"
 _LOOK_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _KILL_PATIENCE_S = 30.0
+_EMPTY_LOOKS = 3
 
 
 def marked_processes(token: str) -> list[int]:
@@ -47,10 +48,16 @@ def marked_processes(token: str) -> list[int]:
 
 
 def kill_marked(token: str) -> int:
-    """SIGKILL every process that carries `token` until none is left; returns how many there were."""
+    """SIGKILL every process that carries `token` until none is left; returns how many there were.
+
+    One look that finds none proves nothing: a process that was forked since /proc was listed is not in the list, and
+    one in the middle of an exec shows an empty environment.
+    """
     killed: set[int] = set()
-    end_s = time.monotonic() + _KILL_PATIENCE_S
-    while (pids := marked_processes(token)) and time.monotonic() < end_s:
+    end_s, looks = time.monotonic() + _KILL_PATIENCE_S, 0
+    while looks < _EMPTY_LOOKS and time.monotonic() < end_s:
+        pids = marked_processes(token)
+        looks = 0 if pids else looks + 1
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
