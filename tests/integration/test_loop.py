@@ -16,6 +16,8 @@ from filmloop.config.paths import Home
 from filmloop.ledger import Ledger
 from filmloop.testing.mlflow_server import shared_server
 
+pytestmark = pytest.mark.timeout(900)  # whole loops: on a busy machine they take their time
+
 RETRAIN_KEYS = {"cycle_id", "outcome", "version", "base_version", "turnaround_s", "overhead_s", "steps", "gate"}
 STATUS_KEYS = {"champion", "edge", "last_cycle", "shards", "registry"}
 EDGE_KEYS = {
@@ -167,6 +169,18 @@ def test_sigterm_stops_the_edge_cleanly_with_every_frame_staged(filmloop: Any, t
     assert status["state"] == "stopped"
     assert status["frames_in"] == status["frames_staged"] == sum(status["frames_dropped"].values()) >= 300
     assert command.json("shards", "verify")["damaged"] == {}
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_it_must(filmloop: Any, tmp_path: Path) -> None:
+    # Steps and not seconds again: 600 are what two free cores do in half the demo's 25 s.
+    command = filmloop(tmp_path, "training.hyper.max_steps=600", f"registry.uri={shared_server()}")
+    report = command.json("demo", "--seconds", "300", timeout_s=280)
+    assert list(report["checks"].values()) == [True] * 6, report["checks"]
+    assert [act["version"] for act in report["acts"]] == ["1", "1", "2", "2", "1", "2"]
+    assert report["frames_in"] == report["frames_inferred"] + sum(report["frames_dropped"].values())
+    assert json.loads((Path(report["folder"]) / "summary.json").read_text()) == report
+    assert Path(report["plot"]).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

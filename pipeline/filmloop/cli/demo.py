@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from filmloop.bootstrap import open_site
@@ -10,7 +12,12 @@ from filmloop.cli.output import Progress, out, print_json, print_table, set_up_l
 from filmloop.core.errors import TrainingError
 
 
-def demo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
+def demo(
+    seconds: Annotated[float, typer.Option(help="Training time of each cycle; more on a slow machine.", min=1)] = 25.0,
+    site_file: SiteFile = None,
+    sets: Sets = None,
+    json: AsJson = False,
+) -> None:
     """Watch the loop close: drift, retrain, a worse challenger refused, a rollback. About three minutes.
 
     Exit code 6 if the story did not go as told.
@@ -20,7 +27,7 @@ def demo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) ->
 
     site = open_site(site_file, sets=sets or ())
     with Progress() as tell:
-        report = run_demo(site, tell=tell)
+        report = run_demo(site, train_s=seconds, tell=tell)
     if json:
         print_json(report.as_json())
     else:

@@ -32,7 +32,6 @@ from filmloop.promotion.publish import promote, rollback
 DRIFT = {"line_width_bin": 4.0, "gain": 0.5, "photon_energy_bin": 58.0}
 """The beam's bandwidth doubles, the detector loses half its gain, the photon energy moves."""
 _DRIFT_FRAMES = 4000
-_TRAIN_S = 25.0
 _PAUSE_S = 5.0
 _SWAP_DEADLINE_S = 20.0
 _START_DEADLINE_S = 60.0
@@ -68,8 +67,10 @@ class DemoReport(Document):
         return all(self.checks.values())
 
 
-def run_demo(site: Site, *, tell: Tell) -> DemoReport:
+def run_demo(site: Site, *, train_s: float = 25.0, tell: Tell) -> DemoReport:
     """Tell the story once, in a run folder of its own; the site's shards and champion are not touched.
+
+    `train_s`: seconds of training in each cycle.
 
     Raises:
         ConfigError: the site has no simulated source.
@@ -83,7 +84,7 @@ def run_demo(site: Site, *, tell: Tell) -> DemoReport:
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     home = Home(site.home.demo / stamp)
     uri = registry_uri(site, start=True, tell=tell)
-    stage = _demo_site(site, home, uri, f"demo-{stamp}")
+    stage = _demo_site(site, home, uri, f"demo-{stamp}", train_s)
     source = CuedSimulator(section.model_copy(update={"drift": ()}), stage.config.frame_shape)
     watch = TruthWatch(source)
     with open_ledger(stage) as ledger:
@@ -115,9 +116,9 @@ def run_demo(site: Site, *, tell: Tell) -> DemoReport:
     return report
 
 
-def _demo_site(site: Site, home: Home, uri: str, model: str) -> Site:
+def _demo_site(site: Site, home: Home, uri: str, model: str, train_s: float) -> Site:
     config = site.config
-    hyper = config.training.hyper.model_copy(update={"train_s": min(_TRAIN_S, config.training.hyper.train_s)})
+    hyper = config.training.hyper.model_copy(update={"train_s": train_s})
     changed = config.model_copy(
         update={
             "registry": config.registry.model_copy(update={"uri": uri}),
@@ -174,7 +175,7 @@ class _Story:
         if first.outcome != "promoted":
             raise TrainingError(
                 f"The first model was {first.outcome}: {first.message}",
-                hint="This machine is slow or busy: give it longer with --set training.hyper.train_s=60.",
+                hint="This machine is slow or busy: give it longer, `filmloop demo --seconds 60`.",
             )
         good = self._settled("1 first model", first.message)
 
