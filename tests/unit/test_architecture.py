@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "mlflow", "zarr", "globus_sdk", "globus_compute_sdk", "h5py", "onnx", "matplotlib", "sqlalchemy"}
@@ -53,3 +56,34 @@ def test_the_heart_loads_no_torch_and_no_vendor(modules: tuple[str, ...]) -> Non
 
 def test_the_model_package_stands_alone() -> None:
     assert "filmloop" not in loaded_by("filmloop_models.spec", "filmloop_models.cookiebox.conditions")
+
+
+def _closure(extra: str) -> set[str]:
+    """Every distribution that filmloop with this extra pulls in, as their own metadata say."""
+    seen: set[tuple[str, str]] = set()
+    wanted = [("filmloop", extra)]
+    while wanted:
+        name, asked = wanted.pop()
+        if (name, asked) in seen:
+            continue
+        seen.add((name, asked))
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:  # for another platform, or behind a marker that is not ours
+            continue
+        for line in lines:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": asked}):
+                found = canonicalize_name(requirement.name)
+                wanted += [(found, inner) for inner in (requirement.extras or {""})]
+    return {name for name, _ in seen}
+
+
+def test_the_cluster_side_installs_without_globus_mlflow_or_a_web_stack() -> None:
+    cluster = _closure("hpc")
+    assert {"torch", "zarr", "safetensors", "onnx"} <= cluster
+    web = {"flask", "fastapi", "starlette", "uvicorn", "gunicorn", "sqlalchemy", "waitress"}
+    assert not cluster & ({"mlflow", "mlflow-skinny", "globus-sdk", "globus-compute-sdk"} | web)
+    assert "mlflow-skinny" in _closure("edge"), "the walk would see it"
+    assert "uvicorn" in _closure("registry"), "and a web stack too"
+    assert "mlflow" not in _closure("edge"), "the edge needs the client, not the server"

@@ -150,7 +150,7 @@ class WeightsRef(Document):
 
 
 class TrainHyper(Document):
-    """How to train. Defaults are the recipe of DESIGN section 6, measured on public simulator frames."""
+    """How to train. Defaults were measured on public simulator frames: docs/explanation/learning-without-labels.md."""
 
     mode: Literal["thinning", "labelled"] = Field("thinning", description="thinning needs no labels")
     batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
