@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,27 @@ def sample() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a given size ("1m"), to be filled; the test is skipped, saying so, where that is refused."""
+    mounted: list[Path] = []
+
+    def make(size: str) -> Path:
+        disk = tmp_path / f"disk{len(mounted)}"
+        disk.mkdir()
+        mount = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, text=True
+        )
+        if mount.returncode:
+            pytest.skip(f"DISK FULL NOT TESTED: mounting a tmpfs was refused: {mount.stderr.strip()}")
+        mounted.append(disk)
+        return disk
+
+    yield make
+    for disk in mounted:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 class Filmloop:

@@ -7,8 +7,8 @@ import pickle
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from filmloop.core.documents import ModelChoice
-from filmloop.testing.models import make_model_bundle, seal_bundle
+from filmloop.testing.bundles import seal_bundle
+from filmloop.testing.models import make_model_bundle
 from filmloop.testing.shards import example_block, write_shard
 
 
@@ -180,35 +181,20 @@ def test_a_port_in_use_is_named_and_nothing_is_started(filmloop: Any, tmp_path: 
     assert "port" in error["hint"]
 
 
-@contextmanager
-def tiny_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(filmloop: Any, tmp_path: Path) -> None:
-    with tiny_disk(tmp_path / "disk", "3m") as disk:
-        command = filmloop(disk / "home", "source.rate_hz=0", "staging.frames_per_shard=1024")
-        command.run("edge", "run", "--no-registry", "--frames", "2048")
-        whole = command.json("shards", "verify")
-        # Unbuffered: what a buffer still holds would fail again when the file is closed.
-        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
-            while ballast.write(bytes(4096)):
-                pass
-        error = command.json("retrain", "--no-edge", "--set", "training.min_frames=1", code=3)
-        assert error["retryable"]
-        assert "space" in (error["message"] + error["hint"]).lower()
-        (disk / "ballast").unlink()
-        assert command.json("shards", "verify") == whole
-        assert whole["shards"] == whole["whole"] > 0
+def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(
+    filmloop: Any, make_disk: Callable[[str], Path]
+) -> None:
+    disk = make_disk("3m")
+    command = filmloop(disk / "home", "source.rate_hz=0", "staging.frames_per_shard=1024")
+    command.run("edge", "run", "--no-registry", "--frames", "2048")
+    whole = command.json("shards", "verify")
+    # Unbuffered: what a buffer still holds would fail again when the file is closed.
+    with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        while ballast.write(bytes(4096)):
+            pass
+    error = command.json("retrain", "--no-edge", "--set", "training.min_frames=1", code=3)
+    assert error["retryable"]
+    assert "space" in (error["message"] + error["hint"]).lower()
+    (disk / "ballast").unlink()
+    assert command.json("shards", "verify") == whole
+    assert whole["shards"] == whole["whole"] > 0

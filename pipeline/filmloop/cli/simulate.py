@@ -29,7 +29,8 @@ def simulate(
     site = open_site(site_file, sets=sets or ())
     if not isinstance(site.config.source, SimulatorSource):
         raise ConfigError(
-            "This site's source is not the simulator.", hint="Use --set source.kind=simulator, or another --site."
+            "This site's source is not the simulator.",
+            hint="Name a site with a simulated source, e.g. --site site_configs/local.toml.",
         )
     written = write_simulated(target, site.config.source, site.config.frame_shape, first=first, frames=frames)
     if json:

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file as save_torch
 
 from filmloop import bundle as names
-from filmloop.core.documents import ModelChoice, TrainJob, TrainResult
+from filmloop.core.documents import ModelChoice, TrainJob
 from filmloop.core.fsio import atomic_write_bytes
-from filmloop.testing.bundles import small_report
+from filmloop.testing.bundles import seal_bundle, small_report
 from filmloop_models.catalog import get
 
 GOLDEN_FRAMES = 8
@@ -49,30 +49,3 @@ def make_model_bundle(
     TrainJob(job_id=job_id, model=choice, fresh=(), output_dir=str(folder), seed=seed).write(folder / names.JOB)
     seal_bundle(folder, choice, job_id=job_id, seed=seed)
     return folder
-
-
-def seal_bundle(folder: Path, model: ModelChoice, *, job_id: str = "job", seed: int = 0) -> TrainResult:
-    """Write `result.json` over the files as they lie in `folder`: also over those that a test has spoiled."""
-    files = names.file_digests(folder)
-    result = TrainResult(
-        job_id=job_id,
-        status="completed",
-        model=model,
-        steps=1,
-        epochs=0.0,
-        frames_trained=1,
-        frames_held_out=1,
-        train_s=0.0,
-        wall_s=0.0,
-        loss_first=1.0,
-        loss_last=1.0,
-        world_size=1,
-        device="cpu",
-        seed=seed,
-        lineage={},
-        versions={"torch": torch.__version__},
-        weights_sha256=next(file.sha256 for file in files if file.path == names.WEIGHTS),
-        files=files,
-    )
-    result.write(folder / names.RESULT)
-    return result

@@ -59,21 +59,8 @@ def score_frames(
             hint="Evaluate a version that was trained on such frames: `filmloop models list`.",
             ids={"path": str(bundle)},
         )
-    is_held_N = held_out(pulse_id_N, policy.permille)
-    chosen, others = np.flatnonzero(is_held_N)[-policy.max_frames :], np.flatnonzero(~is_held_N)
-    if len(chosen) < MIN_HELD_OUT_FRAMES or len(others) < MIN_TRAIN_FRAMES:
-        raise DataError(
-            f"{len(chosen)} held-out and {len(others)} other frames are too few to score on.",
-            hint=f"At least {MIN_HELD_OUT_FRAMES} and {MIN_TRAIN_FRAMES} are needed; give more frames.",
-        )
-    held = Holdout(
-        run_N=np.zeros(len(chosen), np.int64),
-        pulse_id_N=pulse_id_N[chosen],
-        counts_NCE=counts_NCE[chosen],
-        kept_NCE=thin_by_hash(counts_NCE[chosen], pulse_id_N[chosen], keep=policy.keep, seed=policy.seed),
-        label_NCE=None,
-        policy=policy,
-    )
+    chosen, others = _split(pulse_id_N, policy)
+    held = _held(counts_NCE[chosen], pulse_id_N[chosen], policy)
     tune_on = others[-TUNE_FRAMES:]
     rate_of = rate_function(load_module(bundle))
     report = evaluate(rate_of, held, "challenger")
@@ -100,3 +87,28 @@ def score_frames(
 
 def _mse(rate_of: RateFunction, held: Holdout, truth_NCE: npt.NDArray[np.float32]) -> float:
     return mse_after_gain_and_shift(rate_of(held.counts_NCE.astype(np.float32)), truth_NCE)[0]
+
+
+def _split(
+    pulse_id_N: npt.NDArray[np.uint64], policy: HoldoutPolicy
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Indices of the frames to score on and of those that baselines may be tuned on."""
+    is_held_N = held_out(pulse_id_N, policy.permille)
+    chosen, others = np.flatnonzero(is_held_N)[-policy.max_frames :], np.flatnonzero(~is_held_N)
+    if len(chosen) < MIN_HELD_OUT_FRAMES or len(others) < MIN_TRAIN_FRAMES:
+        raise DataError(
+            f"{len(chosen)} held-out and {len(others)} other frames are too few to score on.",
+            hint=f"At least {MIN_HELD_OUT_FRAMES} and {MIN_TRAIN_FRAMES} are needed; give more frames.",
+        )
+    return chosen, others
+
+
+def _held(counts_NCE: npt.NDArray[np.uint8], pulse_id_N: npt.NDArray[np.uint64], policy: HoldoutPolicy) -> Holdout:
+    return Holdout(
+        run_N=np.zeros(len(counts_NCE), np.int64),
+        pulse_id_N=pulse_id_N,
+        counts_NCE=counts_NCE,
+        kept_NCE=thin_by_hash(counts_NCE, pulse_id_N, keep=policy.keep, seed=policy.seed),
+        label_NCE=None,
+        policy=policy,
+    )

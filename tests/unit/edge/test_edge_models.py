@@ -20,9 +20,10 @@ from filmloop.edge.gauges import Gauges
 from filmloop.edge.models import KEEP_BUNDLES, ModelStore
 from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import CHAMPION
+from filmloop.testing.bundles import seal_bundle
 from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
 from filmloop.testing.fakes import MemoryRegistry
-from filmloop.testing.models import make_model_bundle, seal_bundle
+from filmloop.testing.models import make_model_bundle
 
 MIXER = ModelChoice(name="mixer", frame_shape=FRAME_SHAPE)
 
