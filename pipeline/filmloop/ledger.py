@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ from filmloop.core.clock import new_id, utc_now
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 from filmloop.core.fsio import disk_errors, try_lock
+from filmloop.core.retry import wait_until
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cycles (
@@ -91,22 +92,15 @@ class Ledger:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
         with self._translated():
-            self._db = _look(path) if read_only else _connect(str(path))
+            self._db = _look(path) if read_only else _open(path)
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                self._create()
-            elif found != _SCHEMA_VERSION:
+            if found != _SCHEMA_VERSION:
                 self.close()
                 raise DataError(
                     f"{path} is a ledger of schema {found}; this filmloop writes {_SCHEMA_VERSION}.",
                     hint="Use the filmloop that wrote it, or another FILMLOOP_HOME.",
                     ids={"path": str(path)},
                 )
-
-    def _create(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the file; may be called twice."""
@@ -359,13 +353,37 @@ def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
     return db
 
 
-def _look(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write; on a read-only disk, where SQLite cannot lock, the file is taken as it lies."""
-    if not path.exists():
-        return _connect(":memory:")
-    try:
-        db = _connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        return _connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+def _open(path: Path) -> sqlite3.Connection:
+    """A connection that may write; the file is created if need be, by one process while others wait."""
+
+    def opened() -> sqlite3.Connection | None:
+        # SQLite's own patience does not cover the switch to WAL: two that create the file at once would fail.
+        with try_lock(path.with_name("create.lock")) as ours:
+            return _created(_connect(str(path))) if ours else None
+
+    return wait_until(
+        opened, deadline_s=30, what=f"Opening {path} while another process does", first_s=0.002, cap_s=0.05
+    )
+
+
+def _created(db: sqlite3.Connection) -> sqlite3.Connection:
+    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(_SCHEMA)
+        db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
     return db
+
+
+def _look(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write; on a read-only disk, where SQLite cannot lock, the file is taken as it lies.
+
+    A journal that is absent, or that somebody is creating just now, is an empty one.
+    """
+    if path.exists():
+        for how in ("mode=ro", "immutable=1"):
+            db = _connect(f"{path.resolve().as_uri()}?{how}", uri=True)
+            with suppress(sqlite3.OperationalError):
+                if db.execute("PRAGMA user_version").fetchone()[0]:
+                    return db
+            db.close()
+    return _created(_connect(":memory:"))

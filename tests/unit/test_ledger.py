@@ -4,6 +4,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def test_looking_creates_and_writes_nothing(tmp_path: Path) -> None:
     with Ledger(path, read_only=True) as absent:
         assert absent.history() == []
     assert not path.parent.exists()
+    path.parent.mkdir()
+    path.touch()  # what a process that is creating it has made first
+    with Ledger(path, read_only=True) as unfinished:
+        assert unfinished.history() == []
+    assert path.stat().st_size == 0
     with Ledger(path) as ledger:
         cycle = ledger.start_cycle().cycle_id
     before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix == ".sqlite"}
@@ -146,6 +152,25 @@ def test_only_one_process_holds_the_cycle_lock_and_death_frees_it(tmp_path: Path
             holder.wait()
             with ledger.cycle_lock() as free:
                 assert free
+
+
+def test_many_processes_may_open_a_journal_that_is_not_there_yet(tmp_path: Path) -> None:
+    # All at the same instant, in 5 fresh folders: before creation was locked, one opening in 20 failed.
+    script = (
+        "import pathlib, sys, time\nfrom filmloop.ledger import Ledger\n"
+        "for folder in range(5):\n    at = float(sys.argv[2]) + folder / 5\n    time.sleep(max(0.0, at - time.time()))\n"
+        "    with Ledger(pathlib.Path(sys.argv[1], str(folder), 'ledger.sqlite')) as ledger: ledger.start_cycle()"
+    )
+    start = str(time.time() + 2.0)
+    openers = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), start], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [opener.communicate(timeout=60)[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0] * 4, said
+    for folder in range(5):
+        with Ledger(tmp_path / str(folder) / "ledger.sqlite") as ledger:
+            assert len(ledger.history()) == 4
 
 
 def test_what_was_written_before_a_kill_is_there_afterwards(tmp_path: Path) -> None:
