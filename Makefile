@@ -32,8 +32,9 @@ status: .venv/.local  ## what is live, since when, how good
 check: .venv/.local  ## is this site ready? what is missing?
 	$(RUN) site check $(FLAGS)
 
-bench: .venv/.local  ## measure this machine; one JSON line per benchmark
-	@for script in benchmarks/[!_]*.py; do $(BIN)/python $$script || exit 1; done
+bench: .venv/.bench  ## measure this machine; one JSON line per benchmark
+	@for name in edge stage swap latency soak sources inference; do $(RUN) bench $$name --json || exit 1; done
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lint: .venv/.dev  ## format check, lint, types
 	$(BIN)/ruff format --check .
@@ -46,10 +47,14 @@ test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract,
 clean:      ## remove the environment (state in .filmloop stays)
 	rm -rf .venv
 
-# Two environments in one: what a site runs on, and on top of it what developers need. A stamp is newer than its
+# Environments in one: what a site runs on, and on top of it what benchmarks or developers need. A stamp is newer than its
 # inputs or the install runs again; pip does nothing for what is there already.
 .venv/.local: pyproject.toml constraints.txt
 	sh .ci/install "$(PYTHON)" local
+	@touch $@
+
+.venv/.bench: .venv/.local
+	sh .ci/install "$(PYTHON)" local,bench
 	@touch $@
 
 .venv/.dev: .venv/.local

@@ -11,23 +11,25 @@ trainings, because only the rest is of interest; its peer is the training of the
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from _common import CHECKOUT, mark, median, options, others_cores, report, say, scratch
-
 from filmloop.adapters.mlflow.server import stop_server
+from filmloop.bench.report import Machine
 from filmloop.config.loader import load_site
 from filmloop.config.paths import Home
 from filmloop.testing.mlflow_server import free_port
 
-SITE = CHECKOUT / "site_configs/local.toml"
+SITE = Path(__file__).resolve().parents[1] / "site_configs/local.toml"
 
 
 def retrain(home: Path, sets: list[str]) -> tuple[dict[str, Any], float]:
@@ -44,7 +46,8 @@ def retrain(home: Path, sets: list[str]) -> tuple[dict[str, Any], float]:
     cycle = json.loads(done.stdout)
     if cycle["overhead_s"] is None:
         raise SystemExit(f"the cycle did not train: {cycle['message']}")
-    say(f"{cycle['outcome']}: {took_s:.1f} s in all, overhead {cycle['overhead_s']:.1f} s, {cycle['steps']}")
+    told = f"{cycle['outcome']}: {took_s:.1f} s in all, overhead {cycle['overhead_s']:.1f} s, {cycle['steps']}"
+    print(told, file=sys.stderr, flush=True)
     return cycle, took_s
 
 
@@ -61,8 +64,14 @@ def _names(cycles: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for cycle in cycles for name in cycle["steps"]))
 
 
+def median(values: list[float], digits: int = 3) -> float:
+    return round(statistics.median(values), digits)
+
+
 def main() -> None:
-    parser = options(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="seconds, to see that it works; its numbers mean nothing")
+    parser.add_argument("--folder", type=Path, help="where to write; a disk, not a tmpfs (default: the system's temp)")
     parser.add_argument("--warm", type=int, default=2, help="warm cycles; the median counts")
     args = parser.parse_args()
     train_s, warm = (1, 1) if args.quick else (10, args.warm)
@@ -70,11 +79,11 @@ def main() -> None:
     if args.quick:
         sets += ["training.min_frames=2000", "training.holdout.max_frames=300", "launcher.processes=1"]
     # Before, not during: the edge, the server and the ranks are processes that others_cores cannot tell from others.
-    before = mark()
+    machine = Machine()
     time.sleep(2.0)
-    others = others_cores(before)
-    with scratch(args.folder) as folder:
-        home = folder / "home"
+    others = machine.others_cores()
+    with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=args.folder) as folder:
+        home = Path(folder) / "home"
         try:
             cycles = [retrain(home, sets) for _ in range(1 + warm)]
         finally:
@@ -97,7 +106,10 @@ def main() -> None:
         "outcomes": [cycle["outcome"] for cycle, _ in cycles],
         "warm_cycles": warm,
     }
-    report("cycle", values, packages=("torch", "mlflow", "zarr"), quick=args.quick, others=others)
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    line = machine.report("cycle", values, command=command, quick=args.quick, packages=("torch", "mlflow", "zarr"))
+    line["machine"]["others_cores"] = others
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,7 +144,20 @@ def edge_service(site: Site, ledger: Ledger, *, with_registry: bool = True, stay
         registry=(lambda: open_registry(site, start=False)) if with_registry else None,
         may_expire=ledger.may_expire,
         stay=stay,
+        stage_argv=(sys.executable, "-m", "filmloop.edge_stage"),
+        spec=stage_spec(site, with_registry=with_registry),
     )
+
+
+def stage_spec(site: Site, *, with_registry: bool) -> dict[str, Any]:
+    """What a stage of the edge has to know to be built in a process of its own, as plain JSON."""
+    return {
+        "site_file": str(site.file),
+        "config": site.config.as_json(),
+        "home": str(site.home.root),
+        "with_registry": with_registry,
+        "log_level": logging.getLogger("filmloop").getEffectiveLevel(),
+    }
 
 
 def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:

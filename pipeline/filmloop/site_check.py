@@ -16,9 +16,12 @@ from filmloop.bootstrap import Site, open_source
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, sha256_bytes
 from filmloop.core.retry import wait_until
+from filmloop.core.types import BAD, FrameBlock
 from filmloop.ports.mover import MoveItem
+from filmloop.ports.source import problems_of
 
 _MIN_FREE_BYTES = 2_000_000_000  # a few hundred shards, the registry's bundles, the logs
+_FRAME_DEADLINE_S = 5.0
 _NEEDED = ("numpy", "pydantic", "torch", "zarr", "safetensors", "mlflow-skinny", "h5py", "onnx", "matplotlib")
 
 
@@ -111,17 +114,29 @@ def _source(site: Site) -> Finding:
     try:
         source.open(after=None)
 
-        def first() -> int | None:
+        def first() -> tuple[FrameBlock | None] | None:
             block = source.read(16)
-            return 0 if block is None else len(block) or None
+            return (block,) if block is None or len(block) else None
 
-        frames = wait_until(first, deadline_s=5.0, what="A frame from the source", hint="Is the detector sending?")
+        hint = "Is the detector sending, and does [source] name the right address?"
+        (block,) = wait_until(first, deadline_s=_FRAME_DEADLINE_S, what="A frame from the source", hint=hint)
+        problem = problems_of(source).last_problem
+    except TransientError as exc:
+        if problem := problems_of(source).last_problem:
+            raise TransientError(f"{exc.message} {problem}.", hint=exc.hint, ids=exc.ids) from exc
+        raise
     finally:
         source.close()
-    shape = source.frame_shape
-    if not frames:
+    if block is None:
         return Finding(item="source", state="fail", detail="the source has no frames")
-    return Finding(item="source", state="ok", detail=f"stream {source.stream!r} delivers frames of {shape}")
+    if (block.flags_N & BAD).all():
+        return Finding(
+            item="source", state="fail", detail=f"its frames are damaged: {problem or 'no counts'}",
+            hint="Mend [frame], or where [source] says that counts lie.",
+        )  # fmt: skip
+    return Finding(
+        item="source", state="ok", detail=f"stream {source.stream!r} delivers frames of {source.frame_shape}"
+    )
 
 
 def _mover(site: Site) -> Finding:

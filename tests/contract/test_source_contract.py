@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from filmloop.adapters.sources.build import build_source
-from filmloop.config.schema import ReplaySource, SimulatorSource
+from filmloop.adapters.sources.zmq_raw import encode
+from filmloop.adapters.sources.zmq_send import hdf5_image
+from filmloop.config.schema import PvAccessSource, ReplaySource, SimulatorSource, ZeroMqSource
 from filmloop.testing.contracts.source import SourceContract, SourceFactory
+from filmloop.testing.live import publishing, pushing
 from filmloop.testing.shards import example_block, write_shard
 
 SHAPE = (4, 16)
@@ -32,6 +36,25 @@ class TestLabelledSimulatorAtARate(SourceContract):
     @pytest.fixture
     def make_source(self) -> SourceFactory:
         section = SimulatorSource(rate_hz=3000, labelled=True)
+        return lambda: build_source(section, SHAPE)
+
+
+class TestPool(SourceContract):
+    # More than two rounds of the pool.
+    frames = 600
+
+    @pytest.fixture
+    def make_source(self) -> SourceFactory:
+        section = SimulatorSource(rate_hz=0, frames=self.frames, pool_frames=256)
+        return lambda: build_source(section, SHAPE)
+
+
+class TestLabelledPoolAtARate(SourceContract):
+    finite = False
+
+    @pytest.fixture
+    def make_source(self) -> SourceFactory:
+        section = SimulatorSource(rate_hz=3000, pool_frames=100, labelled=True)
         return lambda: build_source(section, SHAPE)
 
 
@@ -79,3 +102,59 @@ class TestReplayOfShards(SourceContract):
         write_shard(tmp_path, example_block(60, first_pulse_id=7, frame_shape=SHAPE, run_number=2), seq=2)
         section = ReplaySource(path=str(tmp_path))
         return lambda: build_source(section, SHAPE)
+
+
+class TestReplayOfHitLists(SourceContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> SourceFactory:
+        counts_NB = example_block(150, frame_shape=SHAPE).counts_NCE.reshape(150, -1)
+        with h5py.File(tmp_path / "hits.h5", "w") as file:
+            file["hits"] = np.concatenate([np.repeat(np.arange(64), counts) for counts in counts_NB]).astype(np.uint16)
+            file["hits"].attrs["frame_shape"] = SHAPE
+            file["offsets"] = np.concatenate([[0], np.cumsum(counts_NB.sum(axis=1, dtype=np.int64))])
+        section = ReplaySource(path=str(tmp_path / "hits.h5"))
+        return lambda: build_source(section, SHAPE)
+
+
+class LiveContract(SourceContract):
+    """A live source begins with the present and never ends."""
+
+    finite = False
+    goes_back = False
+
+
+class TestZeroMqRaw(LiveContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> Iterator[SourceFactory]:
+        endpoint, counts_NCE = f"ipc://{tmp_path}/raw", example_block(48, frame_shape=SHAPE).counts_NCE
+        section = ZeroMqSource(endpoints=(endpoint,))
+        with pushing(endpoint, lambda first: encode(counts_NCE, run_number=4, first_pulse_id=first), frames=48):
+            yield lambda: build_source(section, SHAPE)
+
+
+class TestZeroMqLclstreamer(LiveContract):
+    @pytest.fixture
+    def make_source(self, tmp_path: Path) -> Iterator[SourceFactory]:
+        endpoint, counts_NCE = f"ipc://{tmp_path}/hdf5", example_block(48, frame_shape=SHAPE).counts_NCE
+        section = ZeroMqSource(endpoints=(endpoint,), dialect="lclstreamer", role="bind")
+
+        def message(first: int) -> list[bytes]:
+            id_N = np.arange(first, first + 48, dtype=np.float64)
+            return [hdf5_image({"/timestamp": id_N, "/counts": counts_NCE}, "bitshuffle_with_lz4")]
+
+        with pushing(endpoint, message, frames=48, bind=False):
+            yield lambda: build_source(section, SHAPE)
+
+
+class TestPvAccessFrameByFrame(LiveContract):
+    @pytest.fixture
+    def make_source(self) -> Iterator[SourceFactory]:
+        with publishing(example_block(1, frame_shape=SHAPE).counts_NCE[0], every_s=0.001) as (channel, address):
+            yield lambda: build_source(PvAccessSource(channel=channel, addresses=(address,)), SHAPE)
+
+
+class TestPvAccessStacks(LiveContract):
+    @pytest.fixture
+    def make_source(self) -> Iterator[SourceFactory]:
+        with publishing(example_block(48, frame_shape=SHAPE).counts_NCE, every_s=0.005) as (channel, address):
+            yield lambda: build_source(PvAccessSource(channel=channel, addresses=(address,)), SHAPE)

@@ -59,14 +59,16 @@ def test_the_snippets_about_shards_read_a_real_one(tmp_path: Path, capsys: pytes
     sealed = write_shard(tmp_path, example_block(120, first_pulse_id=500), version=3)
     names = {"SHARD": str(sealed.group_path), "MANIFEST": str(sealed.manifest_path)}
     snippets = fences("docs/explanation/shards.md", "python")
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(compile(snippet, "shards.md", "exec"), dict(names))
     counts = int(example_block(120, first_pulse_id=500).counts_NCE.sum())
     assert capsys.readouterr().out.splitlines() == [
+        "[2 0 0 5] [0 4] [2 2 2 7]",
+        "True",
         "(100, 4, 16) 500 test/run000001/00000000",
         f"{{'frame': 120, 'channel': 4, 'energy': 16}} {counts}",
-        "100 {'3': 120}",
+        "100 100.0 {'3': 120}",
     ]
 
 

@@ -109,12 +109,15 @@ def test_eight_kills_at_random_moments_lose_no_frame_and_stage_none_twice(home, 
 
 
 def test_a_disk_that_fills_up_and_is_freed_again_stops_nothing(home):
-    """The kernel refuses files above 2 KiB from the outside: the same path as a full disk, by another error number."""
-    life = _processes.Process(target=edge_child.run, args=(home.root, 1_000_000))
+    """The kernel refuses files above 16 KiB from the outside: the same path as a full disk, by another error number.
+
+    A shard of 4096 frames is larger, a status is not.
+    """
+    life = _processes.Process(target=edge_child.run, args=(home.root, 1_000_000), kwargs={"frames_per_shard": 4096})
     life.start()
     shows(home, lambda status: status.state == "running" and status.frames_staged > 0)
     unlimited = resource.RLIM_INFINITY
-    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (2048, unlimited))
+    resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (16384, unlimited))
     full = shows(home, lambda status: status.frames_unstaged.get("disk_full", 0) > 1000)
     assert full.last_problem
     resource.prlimit(life.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from filmloop.config.schema import StagingSection
 from filmloop.core.documents import Accounting, ShardManifest
@@ -25,9 +27,10 @@ from filmloop.staging.catalog import SealedShard, damaged, last_sealed, sealed_s
 from filmloop.staging.reader import ShardReader
 from filmloop.staging.recovery import recover
 from filmloop.staging.retention import expire
+from filmloop.staging.schema import Layout
 from filmloop.staging.verify import verify_shard
 from filmloop.staging.writer import ShardWriter
-from filmloop.testing.shards import example_block, write_shard
+from filmloop.testing.shards import example_block, reseal, write_shard
 
 SEAL_FOR_EVER = """
 import os, signal, sys
@@ -139,29 +142,44 @@ def test_a_group_whose_commit_cannot_be_finished_is_put_aside(tmp_path: Path, ma
     assert recover(tmp_path, "test").quarantined == (aside.with_name("test-run000001-00000001.zarr.1.orphan"),)
 
 
-@pytest.fixture
-def shard(tmp_path: Path) -> SealedShard:
-    """40 labelled frames in chunks of 16: a shard with an inner index and a padded last chunk."""
-    return write_shard(tmp_path, example_block(40, first_pulse_id=500, labelled=True), version=2)
-
-
-def read_all(reader: ShardReader) -> None:
-    reader.block(0, reader.frames)
-    _ = reader.version_N, reader.phase_N
-
-
-def files_of(group: str = "group") -> list[str]:
-    arrays = ["counts", "label", "pulse_id", "flags", "version", "phase"]
+def files_of(*frames: str) -> list[str]:
+    """Every file of a labelled shard whose counts are in the arrays `frames`."""
+    arrays = [*frames, "label", "pulse_id", "flags", "version", "phase", "weight"]
     data = [f"{name}/c/0/0/0" if name in ("counts", "label") else f"{name}/c/0" for name in arrays]
     return ["zarr.json", *(f"{name}/zarr.json" for name in arrays), *data]
 
 
-def test_the_list_of_files_is_complete(shard: SealedShard) -> None:
-    assert {file.path.partition("/")[2] for file in shard.manifest.files} == set(files_of())
+DENSE_FILES = files_of("counts")
+EVENT_FILES = files_of("hits", "offsets")
+EVERY_FILE = [("dense", name) for name in DENSE_FILES] + [("events", name) for name in EVENT_FILES]
 
 
-@pytest.mark.parametrize("name", files_of())
-def test_a_flipped_bit_in_any_file_is_found_on_reading_and_on_verifying(shard: SealedShard, name: str) -> None:
+def seal_example(stage: Path, layout: Layout) -> SealedShard:
+    """40 labelled frames in chunks of 16: a shard with inner indices and padded last chunks."""
+    return write_shard(stage, example_block(40, first_pulse_id=500, labelled=True), version=2, layout=layout)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> SealedShard:
+    return seal_example(tmp_path, "dense")
+
+
+def read_all(reader: ShardReader) -> None:
+    reader.block(0, reader.frames)
+    _ = reader.version_N, reader.phase_N, reader.weight_N
+
+
+@pytest.mark.parametrize(("layout", "names"), [("dense", DENSE_FILES), ("events", EVENT_FILES)])
+def test_the_list_of_files_is_complete(tmp_path: Path, layout: Layout, names: list[str]) -> None:
+    shard = seal_example(tmp_path, layout)
+    assert {file.path.partition("/")[2] for file in shard.manifest.files} == set(names)
+
+
+@pytest.mark.parametrize(("layout", "name"), EVERY_FILE)
+def test_a_flipped_bit_in_any_file_is_found_on_reading_and_on_verifying(
+    tmp_path: Path, layout: Layout, name: str
+) -> None:
+    shard = seal_example(tmp_path, layout)
     path = shard.group_path / name
     whole = path.read_bytes()
     for offset in np.linspace(0, len(whole) - 1, 12).astype(int):
@@ -183,9 +201,10 @@ def test_a_flipped_bit_in_any_file_is_found_on_reading_and_on_verifying(shard: S
     verify_shard(shard.manifest_path)
 
 
-@pytest.mark.parametrize("name", files_of())
+@pytest.mark.parametrize(("layout", "name"), EVERY_FILE)
 @pytest.mark.parametrize("left", [None, 0, 0.5, -1])
-def test_a_missing_or_truncated_file_is_found(shard: SealedShard, name: str, left: float | None) -> None:
+def test_a_missing_or_truncated_file_is_found(tmp_path: Path, layout: Layout, name: str, left: float | None) -> None:
+    shard = seal_example(tmp_path, layout)
     path = shard.group_path / name
     whole = path.read_bytes()
     if left is None:
@@ -198,17 +217,49 @@ def test_a_missing_or_truncated_file_is_found(shard: SealedShard, name: str, lef
         assert name in found.value.message
 
 
+@pytest.mark.parametrize(
+    ("layout", "name"), [("dense", "counts/c/0/0/0"), ("events", "hits/c/0"), ("events", "offsets/c/0")]
+)
 @pytest.mark.parametrize("content", [None, b""])
-def test_counts_that_vanish_while_a_reader_is_open_never_become_zeros(
-    shard: SealedShard, content: bytes | None
+def test_frames_that_vanish_while_a_reader_is_open_never_become_zeros(
+    tmp_path: Path, layout: Layout, name: str, content: bytes | None
 ) -> None:
+    shard = seal_example(tmp_path, layout)
     reader = ShardReader(shard.manifest_path)
-    path = shard.group_path / "counts/c/0/0/0"
+    path = shard.group_path / name
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="counts/c/0/0/0"):
+    with pytest.raises(DataError, match=name):
         reader.counts(0, 10)
+
+
+@pytest.mark.parametrize(
+    ("array", "values", "says"),
+    [
+        ("offsets", [0, 2, 1, 3], "falls"),
+        ("offsets", [1, 1, 2, 3], "falls"),
+        ("offsets", [0, 1, 2, 2], "does not end"),
+        ("hits", [64, 1, 1], "bin 64"),
+    ],
+)
+def test_an_event_list_that_contradicts_itself_is_found_whatever_its_hashes_say(
+    tmp_path: Path, array: str, values: list[int], says: str
+) -> None:
+    # Three frames of 4 x 16 with one hit each, rewritten by another hand: honest CRCs, no promise of ours kept.
+    counts_NCE = np.zeros((3, 4, 16), np.uint8)
+    counts_NCE[:, 0, 1] = 1
+    shard = write_shard(tmp_path, replace(example_block(3), counts_NCE=counts_NCE), layout="events")
+    zarr.open_group(shard.group_path, mode="r+")[array][...] = np.array(values)
+    with pytest.raises(DataError, match=says):
+        read_all(ShardReader(shard.manifest_path, check="none"))
+
+
+def test_a_frame_that_weighs_nothing_is_found_whatever_its_hashes_say(shard: SealedShard) -> None:
+    zarr.open_group(shard.group_path, mode="r+")["weight"][3] = 0.0
+    reseal(shard)
+    with pytest.raises(DataError, match="weight"):
+        verify_shard(shard.manifest_path)
 
 
 def test_a_file_that_nobody_listed_is_found(shard: SealedShard) -> None:
@@ -223,6 +274,7 @@ def test_a_file_that_nobody_listed_is_found(shard: SealedShard) -> None:
         {"frames": 39},
         {"frame_shape": [16, 4]},
         {"labelled": False},
+        {"layout": "events"},
         {"first_pulse_id": 501},
         {"last_pulse_id": 600},
         {"model_versions": {"3": 40}},

@@ -17,12 +17,14 @@ from filmloop.adapters.sources.build import build_source
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import DataError, TransientError
-from filmloop.edge import service as service_module
 from filmloop.edge.control import request_seal
 from filmloop.edge.lock import only_edge
+from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.service import EdgeService
+from filmloop.edge.stages import source as source_stage
 from filmloop.edge.status import is_alive, read_status
 from filmloop.ports.registry import CHAMPION
+from filmloop.ports.runtime import Inferred
 from filmloop.staging.writer import ShardWriter
 from filmloop.testing.edge import FRAME_SHAPE, POOL_FRAMES, STREAM, ScriptedSource, blocks_of, pool, small_site, staged
 from filmloop.testing.fakes import MemoryRegistry
@@ -152,7 +154,7 @@ def test_twenty_swaps_at_full_speed_mix_nothing_and_lose_nothing(home, versions_
         source,
         versions.registry,
         on_result=check,
-        edge={"watch_every_s": 0.001},
+        edge={"watch_every_s": 0.001, "ring_mb": 0.5},
     )
     with running(service) as outcome:
         shows(home, lambda status: status.swaps == 1)
@@ -266,7 +268,7 @@ def test_late_bad_and_repeated_frames_are_counted_and_never_staged(home):
 
 
 def test_a_source_that_fails_is_opened_again_behind_the_last_frame(home, monkeypatch):
-    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.01)
+    monkeypatch.setattr(source_stage, "_REOPEN_FIRST_S", 0.01)
     source = ScriptedSource(blocks_of(320), errors={4: DataError("a damaged record"), 8: TransientError("no link")})
     accounting = exact(edge(home, source).run(threading.Event()))
     assert source.opened == [None, (1, 95), (1, 191)]
@@ -308,7 +310,7 @@ def slow_seals(monkeypatch, pause_s):
 
     def slow(self, path):
         time.sleep(pause_s)
-        write_group(self, path)
+        return write_group(self, path)
 
     monkeypatch.setattr(ShardWriter, "_write_group", slow)
 
@@ -325,7 +327,7 @@ def test_a_source_with_a_rate_of_its_own_sheds_and_every_shed_frame_is_counted(h
         versions.registry,
         on_result=lambda result: results.append(len(result.pulse_id_N)),
         source={"rate_hz": 2000.0},
-        edge={"queue_blocks": 2},
+        edge={"ring_mb": 0.03},
         staging={"frames_per_shard": 64, "frames_per_chunk": 64},
     )
     accounting = exact(service.run(threading.Event()))
@@ -352,7 +354,7 @@ def test_a_source_that_can_wait_waits_and_nothing_is_shed(home, monkeypatch):
     service = edge(
         home,
         ScriptedSource(blocks_of(2000)),
-        edge={"queue_blocks": 2},
+        edge={"ring_mb": 0.001},
         staging={"frames_per_shard": 256, "frames_per_chunk": 64},
     )
     accounting = exact(service.run(threading.Event()))
@@ -386,7 +388,7 @@ def test_the_status_tells_rate_latency_and_version(home, versions_of):
     with running(edge(home, ScriptedSource(blocks_of(3_000_000)), versions.registry)):
         status = shows(home, lambda status: status.version == "1" and status.rate_hz > 0 and status.latency_p99_ms > 0)
     assert status.state == "running"
-    assert status.runtime == "torch-cpu"
+    assert status.runtime == "torch"
     assert status.latency_p50_ms <= status.latency_p99_ms
     assert status.version_since_utc >= status.started_utc
 
@@ -457,7 +459,7 @@ class Torn(ScriptedSource):
 
 
 def test_data_that_stay_unreadable_end_the_edge_with_their_error(home, monkeypatch):
-    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+    monkeypatch.setattr(source_stage, "_REOPEN_FIRST_S", 0.001)
     source = Torn(blocks_of(320), 96, [DataError("a damaged chunk")] * 100)
     with pytest.raises(DataError, match="damaged chunk"):
         edge(home, source).run(threading.Event())
@@ -468,7 +470,7 @@ def test_data_that_stay_unreadable_end_the_edge_with_their_error(home, monkeypat
 
 
 def test_a_recording_that_cannot_be_opened_again_ends_the_edge_too(home, monkeypatch):
-    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+    monkeypatch.setattr(source_stage, "_REOPEN_FIRST_S", 0.001)
 
     class Deleted(Torn):
         def open(self, *, after):
@@ -481,7 +483,7 @@ def test_a_recording_that_cannot_be_opened_again_ends_the_edge_too(home, monkeyp
 
 
 def test_a_source_that_is_away_is_opened_again_for_ever(home, monkeypatch):
-    monkeypatch.setattr(service_module, "_REOPEN_FIRST_S", 0.001)
+    monkeypatch.setattr(source_stage, "_REOPEN_FIRST_S", 0.001)
     # Four errors of the data between more than five of the link: neither is a row of five.
     errors = [TransientError("no link"), DataError("a torn packet")] * 4 + [TransientError("no link")] * 8
     accounting = exact(edge(home, Torn(blocks_of(320), 96, errors)).run(threading.Event()))
@@ -491,15 +493,24 @@ def test_a_source_that_is_away_is_opened_again_for_ever(home, monkeypatch):
 class Blinded:
     """Weights that make no numbers of any frame, though they did of those that they were proven with."""
 
-    version, name = "9", "blinded"
+    version, name, lanes, batch_frames = "9", "blinded", 1, 32
+
+    def start(self, counts_NCE, *, dense=False, surprise=False):
+        self.frames = len(counts_NCE)
+        return self
+
+    def result(self):
+        return Inferred(phase_N=np.full(self.frames, np.nan, np.float32))
 
     def infer(self, counts_NCE):
         return np.full(counts_NCE.shape, np.nan, np.float32)
 
 
-def test_weights_that_make_no_numbers_stop_nothing_and_are_told(home):
+def test_weights_that_make_no_numbers_stop_nothing_and_are_told(home, monkeypatch):
+    no = np.zeros((0, *FRAME_SHAPE))
+    blinded = Proven(runtime=Blinded(), digest="", counts_NCE=no, golden_NCE=no, tolerance=1.0)
+    monkeypatch.setattr(ModelStore, "remembered", lambda self: blinded)
     service = edge(home, ScriptedSource(blocks_of(2000)))
-    service._offer.put(Blinded())
     accounting = exact(service.run(threading.Event()))
     assert accounting.frames_inferred == accounting.frames_staged == 2000
     status = read_status(home)
@@ -511,7 +522,7 @@ def test_a_disk_that_cannot_give_the_remembered_version_does_not_keep_the_edge_f
     def refusing(self):
         raise TransientError("live.json: Input/output error.")
 
-    monkeypatch.setattr(service_module.ModelStore, "remembered", refusing)
+    monkeypatch.setattr(ModelStore, "remembered", refusing)
     accounting = exact(edge(home, ScriptedSource(blocks_of(100))).run(threading.Event()))
     assert accounting.frames_dropped == {"no_model": 100}
     assert "Input/output error" in read_status(home).last_problem

@@ -34,6 +34,12 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_line(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout, for files that grow by lines."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on stdout. Without a terminal nothing is wrapped or cut: one line a row, aligned."""
     cells = [[str(cell) for cell in row] for row in rows]

@@ -48,6 +48,11 @@ class Home:
         return self.edge / "status.json"
 
     @property
+    def edge_metrics(self) -> Path:
+        """The same numbers for Prometheus' textfile collector."""
+        return self.edge / "metrics.prom"
+
+    @property
     def edge_models(self) -> Path:
         """Verified bundles by version; the edge starts from these when the registry is away."""
         return self.edge / "models"

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from filmloop.config.section import Section
+from filmloop.config.sources import PvAccessSource, ReplaySource, SimulatorSource, Source, ZeroMqSource
 from filmloop.core.documents import HoldoutPolicy, TrainHyper
 from filmloop.core.fsio import canonical_json, sha256_bytes
-from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and a key that nobody knows is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SimulatorSource(Section):
-    """The CookieBox simulator: real Poisson counts, no truth in the stream."""
-
-    kind: Literal["simulator"] = Field("simulator", description="frames from the simulated CookieBox")
-    stream: str = Field("simulator", description="name of the stream; shards lie in a folder of this name")
-    seed: int = Field(1, ge=0, description="the same seed makes the same frames on any machine")
-    run_number: int = Field(1, ge=0, description="run that the frames belong to")
-    rate_hz: float = Field(2000.0, ge=0, description="frames a second; 0 is as fast as it can")
-    frames: int | None = Field(None, ge=1, description="end after this many frames; not set: never")
-    labelled: bool = Field(False, description="put the true rates beside the counts, for labelled training")
-    conditions: Conditions = Field(Conditions(), description="beam and detector at frame 0")
-    drift: tuple[DriftStep, ...] = Field((), description="how the conditions change with the frame number")
-
-
-class ReplaySource(Section):
-    """Recorded frames: published CookieNetAE or CookieSimSlim HDF5, or our own shards."""
-
-    kind: Literal["replay"] = Field("replay", description="recorded frames")
-    path: str = Field(description="an HDF5 file or a folder with sealed shards, relative to this file")
-    stream: str = Field("", description="'' is replay-<file name>-<6 hex digits of its content>")
-    run_number: int = Field(1, ge=0, description="run of the first pass; later passes count up")
-    rate_hz: float = Field(0.0, ge=0, description="frames a second; 0 is as fast as they are taken")
-    loop: bool = Field(False, description="begin again at the end, as the next run")
-    use_labels: bool = Field(False, description="deliver Y beside X, for labelled training")
-
-
-Source = Annotated[SimulatorSource | ReplaySource, Field(discriminator="kind")]
+__all__ = ["PvAccessSource", "ReplaySource", "Section", "SimulatorSource", "SiteConfig", "ZeroMqSource"]
 
 
 class FrameSection(Section):
@@ -63,31 +31,67 @@ class ModelSection(Section):
     )
 
 
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino-f32", "openvino-bf16", "openvino-int8", "cuda"]
+
+
 class EdgeSection(Section):
     """The service at the instrument."""
 
-    runtime: Literal["torch"] = Field("torch", description="what runs the network")
-    threads: int = Field(1, ge=1, description="CPU threads of the inference runtime")
+    runtime: RuntimeName = Field(
+        "auto", description="what runs the network; auto measures what this machine has and takes the fastest that "
+        "stays within the model's tolerance"
+    )  # fmt: skip
+    threads: int = Field(0, ge=0, description="CPU threads of inference; 0: one for every core this process may use")
+    latency_budget_ms: float = Field(
+        20.0, gt=0, description="from arrival to result: frames wait at most half of it for others to be inferred with"
+    )
     batch_frames: int = Field(256, ge=1, description="frames that are inferred together, at most")
-    queue_blocks: int = Field(256, ge=2, description="blocks that may wait for staging before staging sheds")
+    isolation: Literal["processes", "threads"] = Field(
+        "processes", description="what source, inference and staging run in; a stage in a process of its own can be "
+        "restarted, threads share one interpreter"
+    )  # fmt: skip
+    ring_mb: float = Field(
+        128.0,
+        gt=0,
+        description="memory of the ring of frames between the stages, in MB; at 16x128 one holds 500 frames",
+    )
+    shed_at: float = Field(
+        0.5, gt=0, lt=1, description="share of the ring that may wait for staging before a live source's frames are "
+        "inferred and not staged"
+    )  # fmt: skip
+    stall_after_s: float = Field(10.0, gt=0, description="a stage that shows no life for so long is restarted")
     quality_every: int = Field(32, ge=1, description="every n-th frame gets a held-out thinned NLL")
+    quality_hz: float = Field(250.0, gt=0, description="at most so many frames a second get one")
     quality_window_frames: int = Field(512, ge=8, description="the reported quality is over this many sampled frames")
     watch_every_s: float = Field(1.0, gt=0, description="how often the champion alias is looked up")
     status_every_s: float = Field(0.5, gt=0, description="how often the edge writes its status file")
-    golden_tolerance: float = Field(1e-3, gt=0, description="relative RMS between served and golden output")
+    golden_tolerance: float = Field(
+        1e-3, gt=0, description="relative RMS between served and golden output of a runtime with full precision; "
+        "one with less has the tolerance of the model"
+    )  # fmt: skip
 
 
 class StagingSection(Section):
     """How shards are cut, packed and kept."""
 
-    frames_per_shard: int = Field(8192, ge=1, description="a shard with this many frames is sealed")
+    layout: Literal["dense", "events"] = Field(
+        "dense", description="dense: counts of every bin; events: a list of hits, for sources that bring hits"
+    )
+    frames_per_shard: int = Field(131072, ge=1, description="a shard with this many frames is sealed")
     frames_per_chunk: int = Field(1024, ge=1, description="frames that are compressed together: the unit of a read")
     seal_after_s: float = Field(15.0, gt=0, description="an open shard is sealed after this time, full or not")
+    keep_every: int = Field(
+        1, ge=1, description="stage one of so many frames, picked by a hash of the pulse id; 1: all"
+    )
+    keep_surprising: float = Field(
+        0.0, ge=0, lt=1, description="beside them, about this share of the frames: those that the live weights explain "
+        "worst; only with keep_every above 1"
+    )  # fmt: skip
     keep_shards: int = Field(
-        200, ge=1, description="sealed shards kept per stream; older ones go once they were trained on"
+        100, ge=1, description="sealed shards kept per stream; older ones go once they were trained on"
     )
     max_shards: int = Field(
-        3000,
+        1000,
         ge=1,
         description="sealed shards of a stream kept at most, trained on or not; beyond it the oldest go, "
         "and the log says so",

@@ -77,6 +77,7 @@ class PulseRange(Document):
     last_pulse_id: int = Field(ge=0)
     frames: int = Field(ge=1)
     reason: str
+    run_number: int | None = Field(default=None, description="run of the pulse ids; not set: the run of the shard")
 
 
 class Accounting(Document):
@@ -92,6 +93,7 @@ class Accounting(Document):
     frames_dropped: dict[str, int] = Field(default_factory=dict, description="not inferred, by reason")
     frames_unstaged: dict[str, int] = Field(default_factory=dict, description="not staged, by reason")
     frames_missing: int = Field(default=0, description="pulse ids that the source never delivered")
+    frames_out_of_order: int = Field(default=0, description="delivered after a later one, and taken all the same")
 
 
 class ShardManifest(Document):
@@ -107,6 +109,7 @@ class ShardManifest(Document):
     frames: int = Field(ge=1)
     frame_shape: FrameShape
     labelled: bool = False
+    layout: Literal["dense", "events"] = Field("dense", description="counts of every bin, or a list of hits")
     first_pulse_id: int = Field(ge=0)
     last_pulse_id: int = Field(ge=0)
     dropped: tuple[PulseRange, ...] = ()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from filmloop.bundle import load_golden, verify_bundle
 from filmloop.config.paths import Home
@@ -13,9 +17,12 @@ from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document, TrainResult, VersionInfo
 from filmloop.core.errors import DataError, TransientError, VerificationError
 from filmloop.core.fsio import disk_errors, publish_dir
-from filmloop.edge.runtimes import check_finite, check_golden, make_runtime
+from filmloop.edge.quality import SCORED_FRAMES
+from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, runtime_for
+from filmloop.edge.runtimes.make import tolerance_of
 from filmloop.ports.registry import Registry
 from filmloop.ports.runtime import InferenceRuntime
+from filmloop_models.catalog import get as get_model
 
 _log = logging.getLogger(__name__)
 
@@ -31,19 +38,42 @@ class Live(Document):
     since_utc: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proven:
+    """A version that was verified, loaded and tried.
+
+    Attributes:
+        runtime: Serves it.
+        digest: Of its bundle.
+        counts_NCE: uint8 (N, C, E), the golden frames.
+        golden_NCE: float32 (N, C, E), what training made of them.
+        tolerance: Largest relative RMS difference from them that this runtime may have.
+        choice: How the runtime was chosen, for the status.
+    """
+
+    runtime: InferenceRuntime
+    digest: str
+    counts_NCE: npt.NDArray[np.uint8]
+    golden_NCE: npt.NDArray[np.float32]
+    tolerance: float
+    choice: RuntimeChoice | None = None
+
+
 class ModelStore:
     """Bundles below `home.edge_models`, one folder a version.
 
     Args:
         config: The site.
         home: Its state folder.
+
     """
 
     def __init__(self, config: SiteConfig, home: Home) -> None:
         self._config = config
         self._folder, self._live = home.edge_models, home.edge / "live.json"
+        self._choices = home.edge / "runtime.json"
 
-    def fetch(self, registry: Registry, info: VersionInfo) -> InferenceRuntime:
+    def fetch(self, registry: Registry, info: VersionInfo) -> Proven:
         """A runtime for a registered version, from the bundle on this disk or else from the registry.
 
         Raises:
@@ -69,14 +99,14 @@ class ModelStore:
             incoming.mkdir(parents=True)
         try:
             bundle = registry.download(info.version, incoming / info.version)
-            runtime = self.prove(bundle, version=info.version, digest=info.bundle_digest)
+            proven = self.prove(bundle, version=info.version, digest=info.bundle_digest)
             publish_dir(bundle, kept)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
-        return runtime
+        return proven
 
-    def prove(self, folder: Path, *, version: str, digest: str) -> InferenceRuntime:
-        """Verify a bundle, load it, try it on extreme frames and compare it with its golden pair.
+    def prove(self, folder: Path, *, version: str, digest: str) -> Proven:
+        """Verify a bundle, load it into the site's runtime, try it on extreme frames, compare it with its golden pair.
 
         Raises:
             VerificationError: anything is not as it should be.
@@ -89,13 +119,11 @@ class ModelStore:
                 f"The golden pair of version {version} has frames of shape {counts_NCE.shape[1:]}.",
                 ids={"version": version},
             )
-        edge, frame_shape = self._config.edge, self._config.frame_shape
+        candidates = Candidates(bundle=folder, version=version, model=result.model, edge=self._config.edge)
         try:
-            runtime = make_runtime(
-                edge.runtime, folder, version=version, frame_shape=frame_shape, batch_frames=edge.batch_frames
-            )
-            check_finite(runtime, frame_shape, edge.batch_frames)
-            check_golden(runtime, counts_NCE, golden_NCE, tolerance=edge.golden_tolerance)
+            runtime, choice = runtime_for(candidates, self._choices)
+            # What the running quality will ask for is compiled here, not between two batches of frames.
+            runtime.infer(np.zeros((SCORED_FRAMES, *self._config.frame_shape), np.float32))
         except (VerificationError, TransientError):
             raise
         except Exception as exc:
@@ -103,7 +131,16 @@ class ModelStore:
             raise VerificationError(
                 f"Version {version} cannot be loaded: {type(exc).__name__}: {exc}", ids={"version": version}
             ) from exc
-        return runtime
+        return Proven(
+            runtime=runtime,
+            digest=digest,
+            counts_NCE=counts_NCE,
+            golden_NCE=golden_NCE,
+            tolerance=tolerance_of(
+                runtime.name, model=get_model(result.model.name).tolerance, full=self._config.edge.golden_tolerance
+            ),
+            choice=choice,
+        )
 
     def remember(self, version: str, digest: str) -> None:
         """Start from this version after a restart; forget all but the newest bundles.
@@ -122,8 +159,8 @@ class ModelStore:
         for path in kept[KEEP_BUNDLES:]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def remembered(self) -> tuple[InferenceRuntime, str] | None:
-        """A runtime of the version that was live last, and its bundle digest; None if there was none.
+    def remembered(self) -> Proven | None:
+        """The version that was live last; None if there was none.
 
         Raises:
             VerificationError: its bundle is no longer what it was.
@@ -134,12 +171,11 @@ class ModelStore:
                 if not self._live.exists():
                     return None
                 live = Live.read(self._live)
-                runtime = self.prove(self._folder / live.version, version=live.version, digest=live.bundle_digest)
+                return self.prove(self._folder / live.version, version=live.version, digest=live.bundle_digest)
         except VerificationError:
             raise
         except DataError as exc:
             raise VerificationError(exc.message, hint=exc.hint, ids=exc.ids) from exc
-        return runtime, live.bundle_digest
 
     def _check_kind(self, result: TrainResult, version: str) -> None:
         wanted, shape = self._config.model.name, self._config.frame_shape

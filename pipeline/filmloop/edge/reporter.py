@@ -1,4 +1,4 @@
-"""A thread of its own for the small files: the status goes out and seal requests come in, whatever the disk does."""
+"""Puts together what the stages say of themselves, and writes it where everybody may read it."""
 
 from __future__ import annotations
 
@@ -6,49 +6,66 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
 from filmloop.core.clock import utc_now
+from filmloop.core.documents import Accounting
 from filmloop.core.log import Limited
-from filmloop.edge.control import pending_requests
-from filmloop.edge.gauges import Gauges
-from filmloop.edge.stager import Stager
+from filmloop.edge.metrics import write_metrics
+from filmloop.edge.ring import ROLES, UNSTAGED, FrameRing
 from filmloop.edge.status import EdgeStatus, State, write_status
-from filmloop.edge.tally import add
+from filmloop.edge.supervisor import Supervisor
+from filmloop.edge.tally import NO_MODEL, PASSED, STOPPED, add_reasons
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.05
+_RATE_WINDOW_S = 3.0
+_SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "latency_counts", "runtime", "version", "version_since_utc", "swaps",
+         "swaps_refused", "choice", "quality", "input")  # fmt: skip
+
+
+def accounting_of(ring: FrameRing) -> Accounting:
+    """What became of every frame so far, by the stages' own counts."""
+    # From the back: frames move on meanwhile, and none may seem to come out that never went in.
+    staging, inference, source = ring.staging.read(), ring.inference.read(), ring.source.read()
+    passed = {reason: source[reason] for reason in PASSED}
+    return Accounting(
+        frames_in=source["frames_in"],
+        frames_inferred=inference["inferred"],
+        frames_staged=staging["sealed"],
+        frames_dropped=add_reasons(passed, {NO_MODEL: inference["no_model"], STOPPED: inference["stopped"]}),
+        frames_unstaged=add_reasons(passed, {reason: staging[reason] for reason in UNSTAGED}),
+        frames_missing=source["missing"],
+        frames_out_of_order=source["out_of_order"],
+    )
 
 
 class Reporter(threading.Thread):
-    """Writes the status file and passes seal requests on to the stager, behind all batches taken in before.
+    """Writes the status and the metrics; a thread, so that a disk that hangs does not keep the supervisor waiting.
 
     Args:
         config: The site.
         home: Its state folder.
         stream: Name of the stream.
-        gauges: What it reports.
-        stager: Who seals.
+        ring: What it reports on.
+        supervisor: Who starts stages anew.
     """
 
-    def __init__(self, *, config: SiteConfig, home: Home, stream: str, gauges: Gauges, stager: Stager) -> None:
+    def __init__(self, *, config: SiteConfig, home: Home, stream: str, ring: FrameRing, supervisor: Supervisor) -> None:
         super().__init__(name="reporter", daemon=True)
         self._config, self._home, self._stream = config, home, stream
-        self._gauges, self._stager = gauges, stager
+        self._ring, self._supervisor = ring, supervisor
         self._started_utc = utc_now()
+        self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), ring.source.get("frames_in"))])
         self._done = threading.Event()
         self._trouble = Limited(_log)
 
     def run(self) -> None:
         """The thread: until `finish`."""
-        next_s = 0.0
-        while not self._done.wait(_POLL_S):
-            self._pass_requests()
-            if time.monotonic() >= next_s:
-                self.write("drained" if self._gauges.drained else "running")
-                next_s = time.monotonic() + self._config.edge.status_every_s
+        while not self._done.wait(self._config.edge.status_every_s):
+            self.write(self._state())
 
     def finish(self) -> None:
         """End the thread and write the last status."""
@@ -59,46 +76,53 @@ class Reporter(threading.Thread):
 
     def write(self, state: State) -> None:
         """Write the status now; a disk that refuses is no reason to stop."""
+        status = self.status(state)
         try:
-            write_status(self._home, self.status(state))
+            write_status(self._home, status)
+            write_metrics(self._home, status)
         except OSError as exc:
             self._trouble.failed("the status cannot be written: %s", exc)
         else:
             self._trouble.worked("the status is written again")
 
+    def _state(self) -> State:
+        if not self._ring.beats.all():
+            return "starting"
+        return "drained" if self._ring.source.get("drained") else "running"
+
     def status(self, state: State) -> EdgeStatus:
         """The state of the edge now."""
-        gauges = self._gauges
-        p50_ms, p99_ms = gauges.latency_ms()
+        ring = self._ring
+        boards = {role: ring.boards[role].read() for role in ROLES}
+        said = {name: boards["inference"][name] for name in _SAID if boards["inference"].get(name) is not None}
+        problem_utc, problem = max(
+            (self._supervisor.problem_utc, self._supervisor.problem),
+            *((board.get("problem_utc") or "", board.get("problem") or "") for board in boards.values()),
+        )
         return EdgeStatus(
-            **add(gauges.taken, self._stager.kept).model_dump(),
+            **accounting_of(ring).model_dump(),
+            **said,
             pid=os.getpid(),
             state=state,
             started_utc=self._started_utc,
             updated_utc=utc_now(),
             site=self._config.site,
             stream=self._stream,
-            frames_open=gauges.frames_open,
-            queue_blocks=self._stager.waiting,
-            rate_hz=round(gauges.rate_hz(), 1) if state == "running" else 0.0,
-            latency_p50_ms=round(p50_ms, 3),
-            latency_p99_ms=round(p99_ms, 3),
-            runtime=gauges.runtime,
-            version=gauges.version,
-            version_since_utc=gauges.version_since_utc,
-            swaps=gauges.swaps,
-            swaps_refused=gauges.swaps_refused,
-            quality=gauges.quality,
-            last_problem=gauges.last_problem,
-            last_problem_utc=gauges.last_problem_utc,
+            frames_open=ring.staging.get("open_frames"),
+            frames_waiting=ring.source.get("head") - ring.staging.get("taken"),
+            rate_hz=round(self._rate_hz(), 1) if state == "running" else 0.0,
+            source=boards["source"].get("source"),
+            stages=self._supervisor.pids(),
+            restarts=dict(self._supervisor.restarts),
+            last_problem=problem,
+            last_problem_utc=problem_utc,
         )
 
-    def _pass_requests(self) -> None:
-        try:
-            found = pending_requests(self._home)
-        except OSError as exc:
-            self._gauges.problem(f"seal requests cannot be read: {exc}")
-            return
-        for request in self._gauges.new_requests(found):
-            if not self._stager.put(request):
-                self._gauges.answered(request)
+    def _rate_hz(self) -> float:
+        """Frames in a second, since about three seconds ago."""
+        now_s, frames = time.monotonic(), self._ring.source.get("frames_in")
+        self._rate.append((now_s, frames))
+        while len(self._rate) > 2 and now_s - self._rate[1][0] >= _RATE_WINDOW_S:
+            self._rate.popleft()
+        since_s, since_frames = self._rate[0]
+        return (frames - since_frames) / max(now_s - since_s, 1e-9)

@@ -6,6 +6,8 @@ import json
 import os
 from typing import Literal
 
+from pydantic import Field
+
 from filmloop.config.paths import Home
 from filmloop.core.documents import Accounting, Document
 from filmloop.core.errors import DataError
@@ -25,6 +27,45 @@ class Quality(Document):
     """Mean counts of the sampled frames."""
 
 
+class InputStatistics(Document):
+    """What the sampled frames look like, a running mean over about `quality_window_frames` of them."""
+
+    hits_per_channel: tuple[float, ...]
+    """Mean counts a frame; their level is the gain times the intensity."""
+    centre_per_channel: tuple[float, ...]
+    """Mean energy of the counts, in bins; -1 where there are none."""
+    dead_channels: tuple[int, ...] = ()
+    """Channels with next to no counts."""
+
+
+class SourceTrouble(Document):
+    """What a live source has had trouble with since it was opened; see `filmloop.ports.source.SourceProblems`."""
+
+    malformed_messages: int = 0
+    refused_frames: int = 0
+    bad_frames: int = 0
+    missed_updates: int = 0
+    disconnects: int = 0
+    silent_s: float = 0.0
+    last_problem: str = ""
+    alarms: tuple[str, ...] = ()
+
+
+class Choice(Document):
+    """Which runtime serves the live version, and why."""
+
+    name: str
+    batch_frames: int
+    """Most frames that are inferred together: more would take over half the latency budget."""
+    reason: str
+    frames_per_s: dict[str, float]
+    """Measured rate of every candidate that is exact enough."""
+    relative_rms: dict[str, float]
+    """Their relative RMS difference from the golden pair."""
+    dropped: dict[str, str]
+    """Why the others are no candidates."""
+
+
 State = Literal["starting", "running", "drained", "stopped"]
 """`drained`: the data have ended, and the edge was told to stay."""
 
@@ -40,20 +81,30 @@ class EdgeStatus(Accounting):
     site: str
     stream: str
     frames_open: int = 0
-    """Frames in the open shard: not yet in `frames_staged`."""
-    queue_blocks: int = 0
-    """Batches that wait for staging."""
+    """Frames in shards that are not sealed: not yet in `frames_staged`."""
+    frames_waiting: int = 0
+    """Frames in the ring: they wait for inference or for staging."""
     rate_hz: float = 0.0
     """Frames in, over the last few seconds."""
     latency_p50_ms: float = 0.0
-    """From a batch's arrival to its result; over the newest batches."""
+    """From the arrival of a batch's oldest frame to its result; over the newest batches."""
     latency_p99_ms: float = 0.0
+    latency_p999_ms: float = 0.0
+    latency_counts: dict[str, int] = Field(default_factory=dict)
+    """Batches of this life of the inference stage by the time they took: bucket of `filmloop.edge.latency`, batches."""
     runtime: str = ""
     version: str = ""
     version_since_utc: str = ""
     swaps: int = 0
     swaps_refused: int = 0
+    choice: Choice | None = None
     quality: Quality | None = None
+    input: InputStatistics | None = None
+    source: SourceTrouble | None = None
+    stages: dict[str, int] = Field(default_factory=dict)
+    """Process id of each stage that has a process of its own."""
+    restarts: dict[str, int] = Field(default_factory=dict)
+    """How often each stage had to be started anew in this life of the edge."""
     last_problem: str = ""
     last_problem_utc: str = ""
 

@@ -9,7 +9,11 @@ from filmloop.core.documents import Accounting, PulseRange
 NO_MODEL = "no_model"
 """Not inferred: there are no weights yet. Staged all the same."""
 DUPLICATE = "duplicate"
-"""Neither inferred nor staged: the pulse id is not above the one before it."""
+"""Neither inferred nor staged: a frame of this run and pulse id came before."""
+LATE = "late"
+"""Neither inferred nor staged: so far behind the newest frame that nobody knows whether it came before."""
+OVERFLOW = "overflow"
+"""Neither inferred nor staged: there was no room for it."""
 BAD_FRAME = "bad_frame"
 """Neither inferred nor staged: damaged, or of another shape."""
 QUEUE_FULL = "queue_full"
@@ -20,6 +24,13 @@ DISK_ERROR = "disk_error"
 """Inferred, not staged: the disk refused for another reason."""
 STOPPED = "stopped"
 """Inferred, not staged: the edge had to stop before staging was through. A source that can go back brings them again."""
+NOT_SAMPLED = "not_sampled"
+"""Inferred, not staged: the site keeps a sample."""
+STAGING_KILLED = "staging_killed"
+"""Inferred, not staged: the process that held the open shard was ended by force."""
+
+PASSED = (DUPLICATE, LATE, BAD_FRAME, OVERFLOW)
+"""Reasons for which a frame is not even inferred; without weights there is NO_MODEL too."""
 
 
 def add(left: Accounting, right: Accounting) -> Accounting:
@@ -28,33 +39,27 @@ def add(left: Accounting, right: Accounting) -> Accounting:
         frames_in=left.frames_in + right.frames_in,
         frames_inferred=left.frames_inferred + right.frames_inferred,
         frames_staged=left.frames_staged + right.frames_staged,
-        frames_dropped=_add_reasons(left.frames_dropped, right.frames_dropped),
-        frames_unstaged=_add_reasons(left.frames_unstaged, right.frames_unstaged),
+        frames_dropped=add_reasons(left.frames_dropped, right.frames_dropped),
+        frames_unstaged=add_reasons(left.frames_unstaged, right.frames_unstaged),
         frames_missing=left.frames_missing + right.frames_missing,
+        frames_out_of_order=left.frames_out_of_order + right.frames_out_of_order,
     )
-
-
-def lost(frames: int, reason: str) -> Accounting:
-    """`frames` that came in and were neither inferred nor staged."""
-    return Accounting(frames_in=frames, frames_dropped={reason: frames}, frames_unstaged={reason: frames})
-
-
-def unstaged(frames: int, reason: str) -> Accounting:
-    """`frames` counted in elsewhere that were not staged."""
-    return Accounting(frames_unstaged={reason: frames})
 
 
 def note(ranges: list[PulseRange], new: PulseRange) -> None:
     """Add `new`; frames lost in a row for one reason become one range."""
-    if ranges and ranges[-1].reason == new.reason:
+    if ranges and (ranges[-1].reason, ranges[-1].run_number) == (new.reason, new.run_number):
         last = ranges.pop()
-        new = new.model_copy(update={"first_pulse_id": last.first_pulse_id, "frames": last.frames + new.frames})
+        merged = {
+            "first_pulse_id": min(last.first_pulse_id, new.first_pulse_id),
+            "last_pulse_id": max(last.last_pulse_id, new.last_pulse_id),
+            "frames": last.frames + new.frames,
+        }
+        new = new.model_copy(update=merged)
     ranges.append(new)
 
 
-def _add_reasons(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    total = dict(left)
-    for reason, frames in right.items():
-        if frames:
-            total[reason] = total.get(reason, 0) + frames
-    return total
+def add_reasons(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    """The sum, reason by reason; reasons without a frame are left out."""
+    total = {reason: left.get(reason, 0) + right.get(reason, 0) for reason in (*left, *right)}
+    return {reason: frames for reason, frames in total.items() if frames}

@@ -3,11 +3,12 @@
 Zarr reads a missing file as zeros and an empty one too (zarr-python 3.1), so a read counts only if the file still has
 the size in the manifest when it is over. Flipped bits are found by the CRC-32C of every chunk.
 
-Shape suffixes: N frames, C channels, E energy bins.
+Shape suffixes: N frames, C channels, E energy bins, N1 = N + 1.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,14 +25,28 @@ from filmloop.core.errors import DataError
 from filmloop.core.fsio import sha256_file
 from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import read_shard
-from filmloop.staging.schema import COUNTS, FLAGS, LABEL, PHASE, PULSE_ID, VERSION, ArraySpec, array_specs
+from filmloop.staging.events import Events, unpack_events
+from filmloop.staging.schema import (
+    COUNTS,
+    FLAGS,
+    HITS,
+    LABEL,
+    OFFSETS,
+    PHASE,
+    PULSE_ID,
+    SCHEMA_VERSION,
+    VERSION,
+    WEIGHT,
+    ArraySpec,
+    array_specs,
+)
+from filmloop.staging.zarrfile import METADATA
 
 Check = Literal["none", "sizes", "hashes"]
-_METADATA = "zarr.json"
 
 
 class ShardReader:
-    """One sealed shard.
+    """One sealed shard, of either layout: frames come back as counts.
 
     Args:
         manifest_path: Its manifest; the group lies beside it.
@@ -42,9 +57,10 @@ class ShardReader:
     Attributes:
         manifest: The manifest.
         manifest_path: Where it lies.
+        specs: The arrays it has.
 
     Raises:
-        DataError: the shard is damaged; names the shard and the file.
+        DataError: the shard is damaged, or of a version that this reader does not know; names the shard and the file.
     """
 
     def __init__(self, manifest_path: Path, check: Check = "sizes") -> None:
@@ -53,11 +69,11 @@ class ShardReader:
         self.manifest_path = manifest_path
         self._group_path = shard.group_path
         self._files = {file.path.partition("/")[2]: file for file in self.manifest.files}
-        self._specs = {spec.name: spec for spec in array_specs(self.manifest.labelled)}
         if check != "none":
             for name in self._files:
-                self._check_file(name, hashed=check == "hashes" or Path(name).name == _METADATA)
-        self._arrays = {spec.name: self._open(spec) for spec in self._specs.values()}
+                self._check_file(name, hashed=check == "hashes" or Path(name).name == METADATA)
+        self.specs = array_specs(self.manifest.labelled, self.manifest.layout, self._schema_version())
+        self._arrays = {spec.name: self._open(spec) for spec in self.specs}
 
     @cached_property
     def manifest_digest(self) -> str:
@@ -89,13 +105,47 @@ class ShardReader:
         """float32 (N,), the sort key of each frame; NaN is none."""
         return self._read(PHASE, 0, self.frames).astype(np.float32, copy=False)
 
+    @cached_property
+    def weight_N(self) -> npt.NDArray[np.float32]:
+        """float32 (N,), how many frames each stands for: `filmloop.staging.sampling`."""
+        if WEIGHT not in self._arrays:  # version 1 knew no sampling
+            return np.ones(self.frames, np.float32)
+        return self._read(WEIGHT, 0, self.frames).astype(np.float32, copy=False)
+
     def counts(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
         """Counts of the frames `start` to `stop`, uint8 (N, C, E).
 
         Raises:
             DataError: the bytes are damaged.
         """
-        return self._read(COUNTS, start, stop).astype(np.uint8, copy=False)
+        if self.manifest.layout == "dense":
+            return self._read(COUNTS, start, stop).astype(np.uint8, copy=False)
+        try:
+            return unpack_events(*self.events(start, stop), self.manifest.frame_shape)
+        except DataError as exc:
+            raise self._damaged(self._data_file(HITS), f"does not fit its frames: {exc.message}") from exc
+
+    def events(self, start: int = 0, stop: int | None = None) -> Events:
+        """Hits of the frames `start` to `stop`: uint16 steps and uint64 (N + 1,) offsets (`filmloop.staging.events`).
+
+        Raises:
+            DataError: the bytes are damaged, or the shard holds counts.
+        """
+        if self.manifest.layout != "events":
+            raise DataError(f"Shard {self.manifest.shard_id} holds counts, not hits.", ids=self._ids())
+        first, last, _ = slice(start, stop).indices(self.frames)
+        offsets_N1 = self._offsets_N1[first : max(first, last) + 1]
+        hits = self._read(HITS, int(offsets_N1[0]), int(offsets_N1[-1])).astype(np.uint16, copy=False)
+        return hits, offsets_N1 - offsets_N1[0]
+
+    @cached_property
+    def _offsets_N1(self) -> npt.NDArray[np.uint64]:
+        offsets_N1 = self._read(OFFSETS, 0, self.frames + 1).astype(np.uint64, copy=False)
+        if offsets_N1[0] != 0 or (offsets_N1[1:] < offsets_N1[:-1]).any():
+            raise self._damaged(self._data_file(OFFSETS), "falls, or does not begin at 0")
+        if offsets_N1[-1] != self._arrays[HITS].shape[0]:
+            raise self._damaged(self._data_file(OFFSETS), f"does not end at the last of the hits, {offsets_N1[-1]}")
+        return offsets_N1
 
     def labels(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Labels of the frames `start` to `stop`, float32 (N, C, E); stored with a relative step of 5e-4.
@@ -160,18 +210,36 @@ class ShardReader:
         except Exception as exc:
             raise self._damaged(name, f"cannot be decoded: {exc}") from exc
 
+    def _schema_version(self) -> int:
+        """The version of the arrays; the manifest's own is another."""
+        with self._decoding(METADATA):
+            metadata = json.loads((self._group_path / METADATA).read_bytes())
+            version = int(metadata["attributes"]["filmloop_schema_version"])
+        if not 1 <= version <= SCHEMA_VERSION:
+            raise DataError(
+                f"Shard {self.manifest.shard_id} is of schema version {version}, this filmloop reads up to {SCHEMA_VERSION}.",
+                hint="It was sealed by a newer filmloop: install that one here too.",
+                ids=self._ids(),
+            )
+        return version
+
+    def _data_file(self, name: str) -> str:
+        return next(spec.data_file() for spec in self.specs if spec.name == name)
+
     def _open(self, spec: ArraySpec) -> zarr.Array:
-        with self._decoding(f"{spec.name}/{_METADATA}"):
+        with self._decoding(f"{spec.name}/{METADATA}"):
             array = zarr.open_array(store=LocalStore(self._group_path / spec.name, read_only=True), mode="r")
-        shape = spec.shape(self.manifest.frames, self.manifest.frame_shape)
+        # How many hits there are, the offsets say.
+        rows = {"frames": self.frames, "offsets": self.frames + 1, "hits": array.shape[0]}[spec.rows]
+        shape = (rows, *spec.row_shape(self.manifest.frame_shape))
         if array.shape != shape or array.dtype != spec.dtype:
             raise self._damaged(
-                f"{spec.name}/{_METADATA}", f"tells of {array.dtype} {array.shape} instead of {spec.dtype} {shape}"
+                f"{spec.name}/{METADATA}", f"tells of {array.dtype} {array.shape} instead of {spec.dtype} {shape}"
             )
         return array
 
     def _read(self, name: str, start: int, stop: int | None) -> npt.NDArray[np.generic]:
-        data_file = self._specs[name].data_file()
+        data_file = self._data_file(name)
         with self._decoding(data_file):
             values = np.asarray(self._arrays[name][start:stop])
         self._check_file(data_file, hashed=False)

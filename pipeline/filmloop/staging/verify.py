@@ -8,7 +8,6 @@ import numpy as np
 
 from filmloop.core.errors import DataError, VerificationError
 from filmloop.staging.reader import ShardReader
-from filmloop.staging.schema import array_specs
 
 _BLOCK_FRAMES = 4096
 
@@ -45,8 +44,11 @@ def verify_shard(manifest_path: Path, *, digest: str | None = None) -> None:
 
 def _wrong_files(reader: ShardReader, manifest_path: Path) -> str:
     group_path = manifest_path.with_name(reader.manifest.group)
-    specs = array_specs(reader.manifest.labelled)
-    names = {"zarr.json", *(f"{spec.name}/zarr.json" for spec in specs), *(spec.data_file() for spec in specs)}
+    names = {
+        "zarr.json",
+        *(f"{spec.name}/zarr.json" for spec in reader.specs),
+        *(spec.data_file() for spec in reader.specs),
+    }
     expected = {f"{group_path.name}/{name}" for name in names}
     listed = [file.path for file in reader.manifest.files]
     found = {path.relative_to(manifest_path.parent).as_posix() for path in group_path.rglob("*") if path.is_file()}
@@ -74,4 +76,6 @@ def _wrong_values(reader: ShardReader) -> str:
     if {str(version): int(count) for version, count in zip(versions, frames, strict=True)} != manifest.model_versions:
         return "its frames were inferred by other model versions than its manifest says"
     _ = reader.phase_N  # any sort key will do, but it must decode
+    if not (reader.weight_N > 0).all():
+        return "a frame has a weight that is not positive"
     return ""

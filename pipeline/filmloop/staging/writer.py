@@ -1,11 +1,10 @@
 """Fills one shard in memory and seals it: whole, durable and checksummed, or not there at all.
 
-One Zarr v3 group a shard, one file an array. `counts` is a single `sharding_indexed` file whose inner chunks are
-packed by blosc (lz4, level 1, bitshuffle: the cheapest codec measured) with a CRC-32C after it; without the CRC half
-of all flipped bits come back as wrong numbers without an error. Every chunk is written, zeros too, so that a missing
-file is never a legitimate one.
+One Zarr v3 group a shard, one file an array. `counts` (or `hits`) is a single `sharding_indexed` file whose inner
+chunks are packed while frames come, by blosc (lz4, level 1, bitshuffle: the cheapest codec measured). Only packed
+chunks are kept, some 400 bytes a frame of 16x128, so a disk that refuses loses nothing.
 
-Shape suffixes: N frames, C channels, E energy bins.
+Shape suffixes: N frames, C channels, E energy bins, H hits of all frames, N1 = N + 1.
 """
 
 from __future__ import annotations
@@ -16,13 +15,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore
 
 from filmloop.config.schema import StagingSection
 from filmloop.core.clock import utc_now
@@ -31,20 +26,11 @@ from filmloop.core.errors import DataError
 from filmloop.core.fsio import disk_errors, fsync_dir, fsync_file, fsync_tree
 from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import SealedShard
+from filmloop.staging.columns import FrameColumns
+from filmloop.staging.events import Events, check_events, pack_events, require_indexable
 from filmloop.staging.layout import ShardName, part_of
-from filmloop.staging.schema import (
-    COUNTS,
-    FLAGS,
-    LABEL,
-    PHASE,
-    PULSE_ID,
-    SCHEMA_VERSION,
-    VERSION,
-    ArraySpec,
-    array_specs,
-)
-
-Arrays = dict[str, npt.NDArray[np.generic]]
+from filmloop.staging.schema import PULSE_ID, SCHEMA_VERSION, VERSION
+from filmloop.staging.zarrfile import METADATA, GroupFolder, group_metadata
 
 
 class ShardWriter:
@@ -58,10 +44,10 @@ class ShardWriter:
         seq: Number of the shard in its stream.
         frame_shape: (C, E).
         labelled: Whether every block brings `label_NCE`, to be stored as float16.
-        section: How many frames a shard and a chunk hold.
+        section: How many frames a shard and a chunk hold, and whether counts are kept dense or as a list of hits.
 
     Raises:
-        ConfigError: the names do not make a path.
+        ConfigError: the names do not make a path, or a frame has too many bins for a list of hits.
         DataError: this shard is sealed already.
     """
 
@@ -80,13 +66,16 @@ class ShardWriter:
         self._name = ShardName(stream=stream, run_number=run_number, seq=seq)
         self._site, self._frame_shape, self._labelled = site, frame_shape, labelled
         self._group_path, self._manifest_path = self._name.group_path(stage), self._name.manifest_path(stage)
-        self._frames_per_chunk, self._capacity = section.frames_per_chunk, section.frames_per_shard
-        self._specs = array_specs(labelled)
-        # np.empty: pages of a shard that is sealed early are never touched.
-        self._arrays: Arrays = {
-            spec.name: np.empty(spec.shape(self._capacity, frame_shape), spec.dtype) for spec in self._specs
-        }
-        self._frames = 0
+        self._capacity, self._layout = section.frames_per_shard, section.layout
+        if self._layout == "events":
+            require_indexable(frame_shape)
+        self._columns = FrameColumns(
+            capacity=self._capacity,
+            chunk_frames=section.frames_per_chunk,
+            frame_shape=frame_shape,
+            labelled=labelled,
+            layout=self._layout,
+        )
         self._opened_s, self._opened_utc = 0.0, ""
         self._require_unsealed()
 
@@ -98,47 +87,60 @@ class ShardWriter:
     @property
     def frames(self) -> int:
         """Frames taken so far."""
-        return self._frames
+        return self._columns.frames
 
     @property
     def full(self) -> bool:
         """Whether there is no room for another frame."""
-        return self._frames == self._capacity
+        return self.frames == self._capacity
 
     @property
     def age_s(self) -> float:
         """Seconds since the first frame; 0 without one."""
-        return time.monotonic() - self._opened_s if self._frames else 0.0
+        return time.monotonic() - self._opened_s if self.frames else 0.0
 
-    def append(self, block: FrameBlock, *, version_N: npt.NDArray[np.uint32], phase_N: npt.NDArray[np.float32]) -> int:
+    def append(
+        self,
+        block: FrameBlock,
+        *,
+        version_N: npt.NDArray[np.uint32],
+        phase_N: npt.NDArray[np.float32],
+        weight_N: npt.NDArray[np.float32] | None = None,
+        events: Events | None = None,
+    ) -> int:
         """Take as many frames of `block` as there is room for, from its beginning; returns how many.
+
+        Packs a chunk whenever one is full, without the interpreter's lock; never touches the disk. The block may be
+        reused afterwards. Blocks of whole chunks are packed from where they lie, shorter ones are copied once.
 
         Args:
             block: Frames of this shard's run and shape.
             version_N: uint32 (N,), the registry version that inferred each frame; 0 is none.
             phase_N: float32 (N,), the sort key of each frame; NaN is none.
+            weight_N: float32 (N,), how many frames each stands for (`filmloop.staging.sampling`); None is 1 each.
+            events: uint16 hits and uint64 (N + 1,) offsets of the same frames, where the source has them; used by the
+                event layout only, which then does not look at the block's counts.
 
         Raises:
-            DataError: another run or shape, labels missing or not finite; nothing was taken.
+            DataError: another run or shape, columns of another length, labels missing or not finite, weights that are
+                not positive, or hits that are no event list; nothing was taken.
         """
-        taken = min(len(block), self._capacity - self._frames)
+        taken = min(len(block), self._capacity - self.frames)
         if taken == 0:
             return 0
-        block = block[:taken]
-        self._check(block)
-        columns: dict[str, Any] = {
-            COUNTS: block.counts_NCE,
-            PULSE_ID: block.pulse_id_N,
-            FLAGS: block.flags_N,
-            VERSION: version_N[:taken],
-            PHASE: phase_N[:taken],
-            LABEL: block.label_NCE,
-        }
-        for spec in self._specs:
-            self._arrays[spec.name][self._frames : self._frames + taken] = columns[spec.name]
-        if self._frames == 0:
+        block, version_N, phase_N = block[:taken], version_N[:taken], phase_N[:taken]
+        weight_N = np.ones(taken, np.float32) if weight_N is None else weight_N[:taken]
+        self._check(block, version_N, phase_N, weight_N)
+        if self._layout == "dense":
+            events = None
+        elif events is None:
+            events = pack_events(block.counts_NCE)
+        else:
+            events = events[0], events[1][: taken + 1]
+            self._check_events(events, taken)
+        if self.frames == 0:
             self._opened_s, self._opened_utc = time.monotonic(), utc_now()
-        self._frames += taken
+        self._columns.append(block, events, version_N=version_N, phase_N=phase_N, weight_N=weight_N)
         return taken
 
     def seal(self, *, accounting: Accounting, dropped: Sequence[PulseRange] = ()) -> SealedShard:
@@ -152,7 +154,7 @@ class ShardWriter:
             TransientError: the disk refuses. The frames are still here: free space and call again.
             DataError: there is no frame to seal, or the shard was sealed already.
         """
-        if self._frames == 0:
+        if self.frames == 0:
             raise DataError(f"Shard {self.shard_id} has no frame to seal.", ids={"shard_id": self.shard_id})
         self._require_unsealed()
         part = part_of(self._group_path)
@@ -160,22 +162,28 @@ class ShardWriter:
             try:
                 _make_folder(part.parent)
                 shutil.rmtree(part, ignore_errors=True)
-                self._write_group(part)
+                folder = GroupFolder(part)
+                self._write_group(folder)
+                # After the last write: the first fsync commits the names of all.
                 fsync_tree(part)
-                manifest = self._manifest(part, accounting, dropped)
+                manifest = self._manifest(folder.files, accounting, dropped)
                 self._publish(part, manifest)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 with suppress(OSError):
                     part_of(self._manifest_path).unlink(missing_ok=True)
                 raise
-        self._arrays.clear()
+        self._close()
         return SealedShard(manifest=manifest, manifest_path=self._manifest_path, group_path=self._group_path)
 
     def abort(self) -> None:
         """Forget the frames; nothing of them is or was on disk. The writer takes no more."""
-        self._frames = 0
-        self._arrays.clear()
+        self._columns.frames = 0
+        self._close()
+
+    def _close(self) -> None:
+        self._capacity = self.frames
+        self._columns.clear()
 
     def _require_unsealed(self) -> None:
         if self._manifest_path.exists():
@@ -185,7 +193,13 @@ class ShardWriter:
                 ids={"shard_id": self.shard_id, "path": str(self._manifest_path)},
             )
 
-    def _check(self, block: FrameBlock) -> None:
+    def _check(
+        self,
+        block: FrameBlock,
+        version_N: npt.NDArray[np.uint32],
+        phase_N: npt.NDArray[np.float32],
+        weight_N: npt.NDArray[np.float32],
+    ) -> None:
         ids = {"shard_id": self.shard_id}
         if block.run_number != self._name.run_number:
             raise DataError(f"A frame of run {block.run_number} cannot go into shard {self.shard_id}.", ids=ids)
@@ -196,6 +210,12 @@ class ShardWriter:
                 hint="Set channels and energy_bins in [frame] of the site file.",
                 ids=ids,
             )
+        # A column of one number would silently be repeated.
+        if not len(version_N) == len(phase_N) == len(weight_N) == len(block):
+            raise DataError(f"Frames for shard {self.shard_id} need a version, a phase and a weight each.", ids=ids)
+        # `not >` is also true for NaN.
+        if not (weight_N > 0).all():
+            raise DataError(f"A weight for shard {self.shard_id} is not a positive number.", ids=ids)
         if not self._labelled:
             return
         if block.label_NCE is None or block.label_NCE.shape != block.counts_NCE.shape:
@@ -204,43 +224,29 @@ class ShardWriter:
         if not np.abs(block.label_NCE).max() <= np.finfo(np.float16).max:
             raise DataError(f"A label for shard {self.shard_id} is not a finite float16 number.", ids=ids)
 
-    def _write_group(self, path: Path) -> None:
-        group = zarr.create_group(
-            store=LocalStore(path),
-            zarr_format=3,
-            attributes={
-                "filmloop_schema_version": SCHEMA_VERSION,
-                "shard_id": self.shard_id,
-                "site": self._site,
-                "run_number": self._name.run_number,
-            },
-        )
-        for spec in self._specs:
-            self._write_array(group, spec)
+    def _check_events(self, events: Events, frames: int) -> None:
+        if len(events[1]) != frames + 1:
+            raise DataError(
+                f"An event list for shard {self.shard_id} has {len(events[1])} offsets for {frames} frames.",
+                ids={"shard_id": self.shard_id},
+            )
+        check_events(*events, self._frame_shape)
 
-    def _write_array(self, group: zarr.Group, spec: ArraySpec) -> None:
-        frames, shape = self._frames, spec.shape(self._frames, self._frame_shape)
-        chunk_frames = min(self._frames_per_chunk, frames) if spec.image else frames
-        shard_frames = -(-frames // chunk_frames) * chunk_frames
-        array = group.create_array(
-            spec.name,
-            shape=shape,
-            dtype=spec.dtype,
-            chunks=(chunk_frames, *shape[1:]),
-            shards=(shard_frames, *shape[1:]) if spec.image else None,
-            filters=None,
-            compressors=_codecs(spec),
-            fill_value=0,
-            dimension_names=("frame", "channel", "energy")[: len(shape)],
-            config={"write_empty_chunks": True},
-        )
-        array[:] = self._arrays[spec.name][:frames]
+    def _write_group(self, folder: GroupFolder) -> None:
+        attributes = {
+            "filmloop_schema_version": SCHEMA_VERSION,
+            "shard_id": self.shard_id,
+            "site": self._site,
+            "run_number": self._name.run_number,
+        }
+        folder.write_metadata(METADATA, group_metadata(attributes))
+        self._columns.write(folder)
 
-    def _manifest(self, part: Path, accounting: Accounting, dropped: Sequence[PulseRange]) -> ShardManifest:
-        pulse_id_N = self._arrays[PULSE_ID][: self._frames]
-        versions, frames = np.unique(self._arrays[VERSION][: self._frames], return_counts=True)
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        digests = (FileDigest.of(path, part) for path in files)
+    def _manifest(
+        self, files: list[FileDigest], accounting: Accounting, dropped: Sequence[PulseRange]
+    ) -> ShardManifest:
+        pulse_id_N = self._columns[PULSE_ID]
+        versions, frames = np.unique(self._columns[VERSION], return_counts=True)
         return ShardManifest(
             shard_id=self.shard_id,
             site=self._site,
@@ -248,9 +254,10 @@ class ShardWriter:
             run_number=self._name.run_number,
             seq=self._name.seq,
             group=self._group_path.name,
-            frames=self._frames,
+            frames=self.frames,
             frame_shape=self._frame_shape,
             labelled=self._labelled,
+            layout=self._layout,
             first_pulse_id=int(pulse_id_N.min()),
             last_pulse_id=int(pulse_id_N.max()),
             dropped=tuple(dropped),
@@ -258,7 +265,10 @@ class ShardWriter:
             sealed_utc=utc_now(),
             model_versions={str(version): int(count) for version, count in zip(versions, frames, strict=True)},
             accounting=accounting,
-            files=tuple(file.model_copy(update={"path": f"{self._group_path.name}/{file.path}"}) for file in digests),
+            files=tuple(
+                file.model_copy(update={"path": f"{self._group_path.name}/{file.path}"})
+                for file in sorted(files, key=lambda file: file.path)
+            ),
         )
 
     def _publish(self, part: Path, manifest: ShardManifest) -> None:
@@ -280,11 +290,3 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_dir(folder.parent)
-
-
-def _codecs(spec: ArraySpec) -> list[BloscCodec | Crc32cCodec]:
-    item_bytes = np.dtype(spec.dtype).itemsize
-    if spec.compressor is None:
-        return [Crc32cCodec()]
-    shuffle = "bitshuffle" if item_bytes == 1 else "shuffle"
-    return [BloscCodec(cname=spec.compressor, clevel=1, shuffle=shuffle, typesize=item_bytes), Crc32cCodec()]

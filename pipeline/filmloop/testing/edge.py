@@ -119,7 +119,13 @@ def small_site(**sections: Mapping[str, Any]) -> SiteConfig:
     values: dict[str, dict[str, Any]] = {
         "frame": {"channels": FRAME_SHAPE[0], "energy_bins": FRAME_SHAPE[1]},
         "source": {"kind": "simulator", "rate_hz": 0.0},
-        "edge": {"batch_frames": 32, "watch_every_s": 0.02, "status_every_s": 0.05, "quality_every": 4},
+        "edge": {
+            "runtime": "torch",
+            "batch_frames": 32,
+            "watch_every_s": 0.02,
+            "status_every_s": 0.05,
+            "quality_every": 4,
+        },
         "staging": {"frames_per_shard": 256, "frames_per_chunk": 64, "seal_after_s": 60.0},
     }
     for name, section in sections.items():

@@ -27,11 +27,11 @@ def script(frames: int) -> list[tuple[int, list[int]]]:
     return [(run, part) for run in (1, 2) for part in parts]
 
 
-def run(home: Path, frames: int, *, tied: bool = False) -> int:
+def run(home: Path, frames: int, *, tied: bool = False, frames_per_shard: int = 256) -> int:
     """One life of the edge; returns its exit code."""
     log.configure()
     service = EdgeService(
-        config=small_site(),
+        config=small_site(staging={"frames_per_shard": frames_per_shard}),
         home=Home(home),
         # 32 frames a millisecond: slower than the edge, so that a kill may fall anywhere between two seals.
         source=ScriptedSource(script(frames), pause_s=0.001),

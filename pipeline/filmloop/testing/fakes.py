@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filmloop.bundle import RESULT
 from filmloop.core.clock import utc_now
@@ -97,6 +99,43 @@ class MemoryRegistry:
     def _with_aliases(self, version: str) -> VersionInfo:
         names = tuple(sorted(alias for alias, target in self.aliases.items() if target == version))
         return self._versions[version].model_copy(update={"aliases": names})
+
+
+class FolderRegistry(MemoryRegistry):
+    """The same, kept in `folder`, so that several processes share it."""
+
+    def __init__(self, folder: Path, *, model: str = "local-mixer-4x8") -> None:
+        super().__init__(folder, model=model)
+        self._state = folder / "registry.json"
+        self._load()
+
+    def register(self, bundle: Path, *, key: str, **given: Any) -> VersionInfo:
+        """As the port says."""
+        info = super().register(bundle, key=key, **given)
+        self._save()
+        return info
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """As the port says."""
+        super().set_alias(alias, version)
+        self._save()
+
+    def _reach(self) -> None:
+        super()._reach()
+        self._load()
+
+    def _load(self) -> None:
+        if not self._state.exists():
+            return
+        state = json.loads(self._state.read_text(encoding="utf-8"))
+        self.aliases, self._by_key = state["aliases"], state["by_key"]
+        self._versions = {name: VersionInfo.model_validate(value) for name, value in state["versions"].items()}
+
+    def _save(self) -> None:
+        versions = {name: info.as_json() for name, info in self._versions.items()}
+        part = self._state.with_suffix(".part")
+        part.write_text(json.dumps({"aliases": self.aliases, "by_key": self._by_key, "versions": versions}))
+        part.replace(self._state)
 
 
 class MemoryTrail:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from filmloop.config.schema import StagingSection
-from filmloop.core.documents import Accounting
+from filmloop.core.documents import Accounting, FileDigest
 from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import SealedShard
+from filmloop.staging.schema import Layout
 from filmloop.staging.writer import ShardWriter
 
 
@@ -49,6 +51,8 @@ def write_shard(
     frames_per_chunk: int = 16,
     version: int = 0,
     accounting: Accounting | None = None,
+    layout: Layout = "dense",
+    weight_N: npt.NDArray[np.float32] | None = None,
 ) -> SealedShard:
     """Seal `block` as one shard, inferred by `version`, with the pulse id modulo 7 as its sort key."""
     writer = ShardWriter(
@@ -59,11 +63,19 @@ def write_shard(
         seq=seq,
         frame_shape=(block.counts_NCE.shape[1], block.counts_NCE.shape[2]),
         labelled=block.label_NCE is not None,
-        section=StagingSection(frames_per_shard=len(block), frames_per_chunk=frames_per_chunk),
+        section=StagingSection(frames_per_shard=len(block), frames_per_chunk=frames_per_chunk, layout=layout),
     )
     writer.append(
         block,
         version_N=np.full(len(block), version, np.uint32),
         phase_N=(block.pulse_id_N % np.uint64(7)).astype(np.float32),
+        weight_N=weight_N,
     )
     return writer.seal(accounting=accounting or Accounting())
+
+
+def reseal(shard: SealedShard) -> None:
+    """Have the manifest fit the files as they are now: a change that no hash tells of."""
+    files = sorted(path for path in shard.group_path.rglob("*") if path.is_file())
+    digests = tuple(FileDigest.of(path, shard.group_path.parent) for path in files)
+    shard.manifest.model_copy(update={"files": digests}).write(shard.manifest_path)

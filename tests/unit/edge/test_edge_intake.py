@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filmloop.core.documents import Accounting
 from filmloop.core.types import BAD, FrameBlock
-from filmloop.edge.intake import Intake, sound_or_bad
+from filmloop.edge import intake as intake_module
+from filmloop.edge.intake import LATE_IN_A_ROW, MAX_ID, WINDOW, Intake, sound_or_bad
+from filmloop.edge.ring import CAME_WITH
 
 SHAPE = (2, 3)
 
@@ -17,93 +21,237 @@ def block(ids, run=1, shape=SHAPE, dtype=np.uint8, bad=()):
         run_number=run,
         pulse_id_N=ids_N,
         counts_NCE=np.zeros((len(ids_N), *shape), dtype),
-        flags_N=np.where(np.isin(ids_N, list(bad)), BAD, 0).astype(np.uint8),
+        flags_N=np.where(np.isin(ids_N, np.asarray(list(bad), np.uint64)), BAD, 0).astype(np.uint8),
     )
 
 
-def balanced(accounting: Accounting) -> bool:
-    return accounting.frames_in == accounting.frames_inferred + sum(accounting.frames_dropped.values())
+def intake(last=None, recent=None):
+    recent = None if recent is None else np.asarray(recent, np.uint64)
+    return Intake(SHAPE, last, dict.fromkeys(CAME_WITH, 0), recent)
+
+
+def counts(intake):
+    """What was counted, without zeros."""
+    return {name: count for name, count in intake.counts.items() if count}
+
+
+def admit(intake, ids, **given):
+    """The pulse ids let in, of any block."""
+    return [
+        pulse_id
+        for part in sound_or_bad(block(ids, **given))
+        for pulse_id in intake.admit(part).block.pulse_id_N.tolist()
+    ]
 
 
 def test_frames_in_order_are_all_let_in_and_gaps_are_missing():
-    arrival = Intake(SHAPE, None).admit(block([5, 6, 9, 10]), Accounting())
-    assert arrival.place_N is None
-    assert arrival.upto(2, inferred=True) == Accounting(frames_in=2, frames_inferred=2)
-    assert arrival.whole(inferred=True) == Accounting(frames_in=4, frames_inferred=4, frames_missing=2)
+    door = intake()
+    arrival = door.admit(block([5, 6, 9, 10]))
+    assert arrival.block.pulse_id_N.tolist() == [5, 6, 9, 10]
+    assert arrival.came_with_NK[:, CAME_WITH.index("frames_in")].tolist() == [1, 2, 3, 4]
+    assert arrival.came_with_NK[:, CAME_WITH.index("missing")].tolist() == [0, 0, 2, 2]
+    assert counts(door) == {"frames_in": 4, "missing": 2}
+    assert door.last == (1, 10)
 
 
 def test_frames_missing_between_two_blocks_and_two_lives_are_counted():
-    intake = Intake(SHAPE, (1, 9))
-    first = intake.admit(block([12, 13]), Accounting(frames_in=10))
-    assert first.whole(inferred=True).frames_missing == 2
-    second = intake.admit(block([20]), first.whole(inferred=True))
-    assert second.whole(inferred=True).frames_missing == 2 + 6
+    door = intake((1, 9))
+    door.admit(block([12, 13]))
+    assert counts(door) == {"frames_in": 2, "missing": 2}
+    door.admit(block([20]))
+    assert counts(door) == {"frames_in": 3, "missing": 2 + 6}
 
 
-def test_a_new_run_begins_wherever_it_likes():
-    intake = Intake(SHAPE, (1, 9))
-    assert intake.admit(block([3, 4], run=2), Accounting()).whole(inferred=True).frames_missing == 0
-    assert intake.last == (2, 4)
+def test_a_new_run_begins_wherever_it_likes_and_remembers_nothing_of_the_one_before():
+    door = intake((1, 9))
+    assert admit(door, [3, 4], run=2) == [3, 4]
+    assert admit(door, [3], run=3) == [3]
+    assert counts(door) == {"frames_in": 3}
+    assert door.last == (3, 3)
 
 
-def test_late_and_repeated_ids_are_dropped_as_duplicates():
-    intake = Intake(SHAPE, (1, 9))
-    arrival = intake.admit(block([9, 10, 10, 8, 12, 11]), Accounting())
-    assert arrival.block.pulse_id_N.tolist() == [10, 12]
-    whole = arrival.whole(inferred=True)
-    assert whole.frames_dropped == {"duplicate": 4}
-    assert whole.frames_unstaged == {"duplicate": 4}
-    # 11 came, though late: it is counted as a duplicate and as never delivered in its place.
-    assert whole.frames_missing == 1
-    assert arrival.upto(1, inferred=True) == Accounting(
-        frames_in=2, frames_inferred=1, frames_dropped={"duplicate": 1}, frames_unstaged={"duplicate": 1}
-    )
-    assert intake.last == (1, 12)
+def test_a_repeated_id_is_a_duplicate_in_its_block_and_in_any_later_one():
+    door = intake()
+    assert admit(door, [7, 8, 8, 7]) == [7, 8]
+    assert admit(door, [8, 9]) == [9]
+    assert admit(door, [7]) == []
+    assert counts(door) == {"frames_in": 7, "duplicate": 4}
 
 
-def test_nothing_but_duplicates_lets_nothing_in():
-    intake = Intake(SHAPE, (1, 9))
-    arrival = intake.admit(block([7, 8]), Accounting())
-    assert len(arrival.block) == 0
-    assert arrival.whole(inferred=True).frames_dropped == {"duplicate": 2}
-    assert intake.last == (1, 9)
+def test_a_frame_out_of_order_is_welcome_once_and_takes_back_what_was_missing():
+    door = intake()
+    assert admit(door, [1, 2, 5]) == [1, 2, 5]
+    assert counts(door) == {"frames_in": 3, "missing": 2}
+    assert admit(door, [4, 6, 3]) == [4, 6, 3]
+    assert counts(door) == {"frames_in": 6, "out_of_order": 2}
+    assert admit(door, [3, 4]) == []
+    assert counts(door) == {"frames_in": 8, "out_of_order": 2, "duplicate": 2}
 
 
-def test_frames_of_another_shape_or_type_are_bad_but_not_missing():
-    intake = Intake(SHAPE, None)
+def test_ids_below_the_first_of_the_run_are_welcome_and_were_never_missing():
+    door = intake()
+    assert admit(door, [100, 98, 101, 99]) == [100, 98, 101, 99]
+    assert counts(door) == {"frames_in": 4, "out_of_order": 2}
+
+
+def test_what_is_older_than_the_window_is_late_and_told():
+    door = intake()
+    assert admit(door, [0, WINDOW + 10]) == [0, WINDOW + 10]
+    arrival = door.admit(block([10, 11, 9]))
+    assert arrival.block.pulse_id_N.tolist() == [11]
+    (late,) = arrival.passed
+    assert (late.first_pulse_id, late.last_pulse_id, late.frames, late.reason) == (9, 10, 2, "late")
+    assert counts(door) == {"frames_in": 5, "missing": WINDOW + 9 - 1, "late": 2, "out_of_order": 1}
+
+
+def test_ids_are_told_apart_far_beyond_several_windows():
+    door = intake()
+    first = 5 * WINDOW + 17
+    step = 4096
+    for start in range(first, first + 3 * WINDOW, step):
+        ids = np.arange(start, start + step)
+        assert len(admit(door, ids[ids % 5 != 0])) == (ids % 5 != 0).sum()
+    top = first + 3 * WINDOW
+    # The oldest that is remembered, and the one before.
+    oldest = door.last[1] - WINDOW + 1
+    seen = next(number for number in range(oldest, top) if number % 5)
+    gap = next(number for number in range(oldest, top) if number % 5 == 0)
+    before = counts(door)
+    assert admit(door, [oldest - 1, seen, gap]) == [gap]
+    after = counts(door)
+    assert after["late"] == 1
+    assert after["duplicate"] == before.get("duplicate", 0) + 1
+
+
+@pytest.mark.parametrize("first", [0, WINDOW - 3, WINDOW, 7 * WINDOW - 1])
+def test_a_jump_of_more_than_a_window_inside_a_block_marks_no_id_that_never_came(first):
+    door = intake()
+    top = first + WINDOW + 5
+    assert admit(door, [first, first + 1, top]) == [first, first + 1, top]
+    # These lie where the first two did, one turn of the window later.
+    assert admit(door, [first + WINDOW, first + WINDOW + 1]) == [first + WINDOW, first + WINDOW + 1]
+    assert "duplicate" not in counts(door)
+
+
+def test_one_damaged_id_far_ahead_costs_some_late_frames_and_the_count_of_missing_ones_recovers():
+    door = intake()
+    admit(door, range(100))
+    assert admit(door, [1 << 50]) == [1 << 50]
+    admitted = []
+    for start in range(100, 100 + 2 * LATE_IN_A_ROW, 64):
+        admitted += admit(door, range(start, start + 64))
+    assert admitted == list(range(100 + LATE_IN_A_ROW, 100 + 2 * LATE_IN_A_ROW))
+    assert counts(door) == {"frames_in": 101 + 2 * LATE_IN_A_ROW, "late": LATE_IN_A_ROW}
+    assert door.last == (1, 99 + 2 * LATE_IN_A_ROW)
+
+
+def test_a_pause_of_the_beam_longer_than_a_window_is_missing_for_good_though_the_numbers_begin_anew_later():
+    door = intake()
+    admit(door, [0])
+    pause = 3 * WINDOW
+    admit(door, range(pause, pause + 10))
+    admit(door, range(pause + 10, pause + 20))
+    for start in range(0, LATE_IN_A_ROW, 64):
+        assert admit(door, range(start, start + 64)) == []
+    assert admit(door, [LATE_IN_A_ROW]) == [LATE_IN_A_ROW]
+    assert counts(door)["missing"] == pause - 1
+
+
+def test_a_few_late_frames_between_others_do_not_move_the_window_back():
+    door = intake()
+    admit(door, [0, 2 * WINDOW])
+    for number in range(1, LATE_IN_A_ROW + 10):
+        assert admit(door, [1]) == []
+        if number % 1000 == 0:
+            assert admit(door, [1, 2 * WINDOW + number]) == [2 * WINDOW + number]
+    assert counts(door)["late"] == LATE_IN_A_ROW + 9 + 4
+
+
+def test_frames_of_another_shape_or_type_are_bad_and_not_missing():
+    door = intake()
     for wrong in (block([0, 1], shape=(2, 4)), block([2, 3], dtype=np.uint16)):
-        arrival = intake.admit(wrong, Accounting())
-        assert arrival.bad_N.tolist() == wrong.pulse_id_N.tolist()
+        arrival = door.admit(wrong)
         assert len(arrival.block) == 0
-        assert arrival.whole(inferred=True).frames_dropped == {"bad_frame": 2}
-    assert intake.admit(block([4]), Accounting()).whole(inferred=True).frames_missing == 0
+        (bad,) = arrival.passed
+        assert (bad.first_pulse_id, bad.last_pulse_id, bad.frames, bad.reason) == (
+            int(wrong.pulse_id_N[0]), int(wrong.pulse_id_N[-1]), 2, "bad_frame",
+        )  # fmt: skip
+    assert admit(door, [4]) == [4]
+    assert counts(door) == {"frames_in": 5, "bad_frame": 4}
 
 
-def test_without_a_model_frames_are_dropped_from_inference_and_not_from_staging():
-    arrival = Intake(SHAPE, None).admit(block([0, 1, 2]), Accounting())
-    assert arrival.upto(2, inferred=False) == Accounting(frames_in=2, frames_dropped={"no_model": 2})
+def test_damaged_frames_keep_their_place_in_the_stream():
+    door = intake((1, 4))
+    # 5 and 8 never come, 10 comes twice.
+    assert admit(door, [6, 7, 9, 10, 10, 11], bad=(7, 9)) == [6, 10, 11]
+    assert counts(door) == {"frames_in": 6, "bad_frame": 2, "duplicate": 1, "missing": 2}
 
 
-@given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=12), min_size=1, max_size=6), st.data())
-def test_the_accounting_is_exact_at_every_frame_and_does_not_depend_on_the_cut(blocks, data):
-    intake, taken, let_in = Intake(SHAPE, None), Accounting(), []
-    for ids in blocks:
-        arrival = intake.admit(block(ids), taken)
-        for frames in range(len(arrival.block) + 1):
-            part = arrival.upto(frames, inferred=data.draw(st.booleans()))
-            assert balanced(part)
-            assert part.frames_in - sum(part.frames_unstaged.values()) == len(let_in) + frames
-        taken = arrival.whole(inferred=True)
-        let_in += arrival.block.pulse_id_N.tolist()
-    assert balanced(taken)
-    assert taken.frames_in == sum(map(len, blocks))
-    assert let_in == sorted(set(let_in))
-    assert taken.frames_missing == let_in[-1] - let_in[0] + 1 - len(let_in)
-    # The same frames one by one come to the same sums.
-    single, alone = Intake(SHAPE, None), Accounting()
-    for pulse_id in (pulse_id for ids in blocks for pulse_id in ids):
-        alone = single.admit(block([pulse_id]), alone).whole(inferred=True)
-    assert alone == taken
+def test_a_damaged_frame_that_came_before_is_a_duplicate():
+    door = intake((1, 9))
+    assert admit(door, [8, 10], bad=(8, 10)) == []
+    assert counts(door) == {"frames_in": 2, "bad_frame": 1, "duplicate": 1}
+
+
+@pytest.mark.parametrize("insane", [MAX_ID + 1, 2**63, 2**64 - 1])
+def test_an_id_that_no_machine_counts_to_is_bad_and_moves_nothing(insane):
+    door = intake()
+    assert admit(door, [1, 2, insane, 3]) == [1, 2, 3]
+    assert door.last == (1, 3)
+    assert counts(door) == {"frames_in": 4, "bad_frame": 1}
+
+
+def test_nobody_believes_the_number_of_a_damaged_frame_that_is_far_ahead_or_of_another_run():
+    door = intake()
+    admit(door, range(10))
+    assert admit(door, [1 << 40], bad=[1 << 40]) == []
+    assert admit(door, [3], run=77, bad=[3]) == []
+    assert door.last == (1, 9)
+    assert admit(door, [10, 11]) == [10, 11]
+    assert counts(door) == {"frames_in": 14, "bad_frame": 2}
+
+
+def test_frames_without_room_are_counted_told_exactly_and_not_missing():
+    door = intake()
+    admit(door, range(10))
+    (told,) = door.overflow(block([9, 10, 11, 12]))
+    assert (told.first_pulse_id, told.last_pulse_id, told.frames, told.reason) == (10, 12, 3, "overflow")
+    assert door.overflow(block([9])) == ()
+    assert admit(door, [13]) == [13]
+    assert counts(door) == {"frames_in": 16, "duplicate": 2, "overflow": 3}
+
+
+def test_damaged_and_late_frames_without_room_are_told_as_what_they_are():
+    door = intake()
+    admit(door, [0, WINDOW + 100])
+    told = door.overflow(block([5, WINDOW + 101]))
+    assert [(each.first_pulse_id, each.frames, each.reason) for each in told] == [
+        (5, 1, "late"),
+        (WINDOW + 101, 1, "overflow"),
+    ]
+    (told,) = door.overflow(block([WINDOW + 102], bad=[WINDOW + 102]))
+    assert (told.first_pulse_id, told.frames, told.reason) == (WINDOW + 102, 1, "bad_frame")
+    assert counts(door)["overflow"] == 1
+
+
+def test_a_restart_without_a_memory_takes_nothing_from_before_twice():
+    door = intake((1, 1000))
+    assert admit(door, [1000, 990, 3, 1001]) == [1001]
+    assert counts(door) == {"frames_in": 4, "duplicate": 3}
+
+
+def test_a_restart_with_a_memory_welcomes_what_had_not_come():
+    door = intake((1, 20), recent=[10, 11, 13, 12, 18, 20, 17])
+    assert admit(door, [13, 14, 18, 19]) == [14, 19]
+    assert counts(door)["out_of_order"] == counts(door)["duplicate"] == 2
+    # They had been counted as missing by the life before.
+    assert door.counts["missing"] == -2
+
+
+def test_a_restart_with_a_memory_takes_nothing_twice_that_the_memory_does_not_reach():
+    door = intake((1, 20), recent=[10, 11, 20])
+    assert admit(door, [9, 3, 21]) == [21]
+    assert counts(door) == {"frames_in": 3, "duplicate": 2}
 
 
 def test_a_block_is_cut_into_sound_and_damaged_parts_and_nothing_is_cut_without_need():
@@ -113,26 +261,115 @@ def test_a_block_is_cut_into_sound_and_damaged_parts_and_nothing_is_cut_without_
     assert whole.pulse_id_N.tolist() == list(range(8))
 
 
-def test_damaged_frames_keep_their_place_in_the_stream():
-    intake, taken, refused = Intake(SHAPE, (1, 4)), Accounting(), []
-    # 5 and 8 never come, 10 comes twice.
-    for part in sound_or_bad(block([6, 7, 9, 10, 10, 11], bad=(7, 9))):
-        arrival = intake.admit(part, taken)
-        refused += [] if arrival.bad_N is None else arrival.bad_N.tolist()
-        taken = arrival.whole(inferred=True)
-    assert refused == [7, 9]
-    assert taken == Accounting(
-        frames_in=6,
-        frames_inferred=3,
-        frames_dropped={"bad_frame": 2, "duplicate": 1},
-        frames_unstaged={"bad_frame": 2, "duplicate": 1},
-        frames_missing=2,
-    )
-    assert intake.last == (1, 11)
+class Reference:
+    """The same promises in the plainest words: one frame at a time, sets for a memory, Python's integers."""
+
+    def __init__(self, window):
+        self.window, self.run, self.highest, self.first, self.seen = window, None, 0, 0, set()
+        self.counts = dict.fromkeys(CAME_WITH, 0)
+
+    def read(self, run, frames, room):
+        """The frames (pulse id, bad) of one read that are let in."""
+        let_in, before, believed = [], None, 0
+        for number, bad in frames:
+            if bad != before:
+                # How far a damaged frame may be ahead is settled before the damaged ones that come in a row.
+                believed, before = self.highest + self.window - 1, bad
+            self.counts["frames_in"] += 1
+            if bad and (self.run != run or number > believed):
+                self.counts["bad_frame"] += 1
+            elif self.take(run, number):
+                let_in += [] if bad or not room else [number]
+                self.counts["bad_frame"] += bad
+                self.counts["overflow"] += not bad and not room
+        return let_in
+
+    def take(self, run, number):
+        if self.run != run:
+            self.run, self.highest, self.first, self.seen = run, number - 1, number, set()
+        if number <= self.highest - self.window:
+            self.counts["late"] += 1
+            return False
+        if number in self.seen:
+            self.counts["duplicate"] += 1
+            return False
+        self.seen.add(number)
+        if number > self.highest:
+            self.counts["missing"] += number - self.highest - 1
+            self.highest = number
+        else:
+            self.counts["out_of_order"] += 1
+            self.counts["missing"] -= number >= self.first
+        return True
 
 
-def test_a_damaged_frame_that_is_late_is_a_duplicate():
-    intake = Intake(SHAPE, (1, 9))
-    arrival = intake.admit(block([8, 10], bad=(8, 10)), Accounting())
-    assert arrival.bad_N.tolist() == [10]
-    assert arrival.whole(inferred=True).frames_dropped == {"bad_frame": 1, "duplicate": 1}
+SMALL_WINDOW = 16
+# Offsets around a walking middle: in order, repeated, out of order, beyond the window of 16 in both directions.
+FRAMES = st.tuples(st.integers(-24, 24), st.sampled_from([False] * 6 + [True]))
+READS = st.tuples(st.sampled_from([1] * 12 + [2]), st.sampled_from([True] * 5 + [False]), st.lists(FRAMES, max_size=12))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(READS, max_size=12), st.integers(0, 3 * SMALL_WINDOW))
+def test_every_count_is_that_of_a_plain_reference_however_the_stream_is_cut(reads, middle):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intake_module, "WINDOW", SMALL_WINDOW)
+        door, reference = intake(), Reference(SMALL_WINDOW)
+        told_of = dict.fromkeys(("late", "bad_frame", "overflow"), 0)
+        middle += SMALL_WINDOW
+        for run, room, frames in reads:
+            numbers = [max(middle + offset, 0) for offset, _ in frames]
+            middle += len(frames)
+            if not frames:
+                continue
+            flags_N = np.asarray([BAD if bad else 0 for _, bad in frames], np.uint8)
+            whole = dataclasses.replace(block(numbers, run=run), flags_N=flags_N)
+            expected = reference.read(run, [(n, bad) for n, (_, bad) in zip(numbers, frames, strict=True)], room)
+            got, told = [], []
+            for part in sound_or_bad(whole):
+                if not room:
+                    told += door.overflow(part)
+                    continue
+                arrival = door.admit(part)
+                told += arrival.passed
+                got += arrival.block.pulse_id_N.tolist()
+                if len(arrival.block) == len(part):
+                    assert arrival.came_with_NK[-1].tolist() == [door.counts[name] for name in CAME_WITH]
+            assert got == expected
+            assert door.counts == reference.counts
+            for each in told:
+                told_of[each.reason] += each.frames
+        assert {name: count for name, count in door.counts.items() if name in told_of} == told_of
+        total = door.counts["frames_in"]
+        let_in = total - sum(door.counts[name] for name in ("duplicate", "late", "bad_frame", "overflow"))
+        assert total == sum(len(frames) for _, _, frames in reads)
+        assert let_in >= 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(0, 10_000), st.data())
+def test_missing_is_the_span_less_what_came_whatever_the_order(order, gone, first, data):
+    """All within a window: at the end only what never came is missing, from the first frame that came on."""
+    came = [first + number for number in order if number not in gone]
+    door, position = intake(), 0
+    while position < len(came):
+        size = data.draw(st.integers(1, len(came) - position))
+        admit(door, came[position : position + size])
+        position += size
+    if came:
+        begun = [number for number in came if number >= came[0]]
+        assert door.counts["missing"] == max(came) - came[0] + 1 - len(begun)
+        assert door.counts["frames_in"] == len(came)
+        assert door.counts["duplicate"] == door.counts["late"] == 0
+
+
+@given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=12), min_size=1, max_size=6))
+def test_what_a_frame_came_with_does_not_depend_on_the_cut(blocks):
+    whole, single = intake(), intake()
+    rows, rows_single = [], []
+    for ids in blocks:
+        rows += whole.admit(block(ids)).came_with_NK.tolist()
+        for pulse_id in ids:
+            rows_single += single.admit(block([pulse_id])).came_with_NK.tolist()
+    assert rows == rows_single
+    assert whole.counts == single.counts

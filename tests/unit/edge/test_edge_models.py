@@ -13,11 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from filmloop import bundle as names
 from filmloop.config.paths import Home
-from filmloop.core.documents import Accounting, ModelChoice, TrainResult, VersionInfo
+from filmloop.core.documents import ModelChoice, TrainResult, VersionInfo
 from filmloop.core.errors import ConfigError, TransientError, VerificationError
 from filmloop.edge import models, swap
-from filmloop.edge.gauges import Gauges
+from filmloop.edge.cells import Board
 from filmloop.edge.models import KEEP_BUNDLES, ModelStore
+from filmloop.edge.news import News
+from filmloop.edge.runtimes import choose
 from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import CHAMPION
 from filmloop.testing.bundles import seal_bundle
@@ -49,17 +51,32 @@ def bundle_of(tmp_path, seed, **given):
     return make_model_bundle(tmp_path / f"bundle{seed}", frame_shape=FRAME_SHAPE, seed=seed, **given)
 
 
+class Told(News):
+    """What was said, without a service around it."""
+
+    def __init__(self):
+        super().__init__(Board(np.zeros(Board.bytes_for(32768), np.uint8)))
+
+    @property
+    def last_problem(self):
+        return self._fields.get("problem", "")
+
+    @property
+    def swaps_refused(self):
+        return self._fields.get("swaps_refused", 0)
+
+
 def watching(home, registry):
-    gauges, offer = Gauges(Accounting()), Offer()
+    news, offer = Told(), Offer()
     watcher = ModelWatcher(
         store=ModelStore(small_site(), home),
         registry=lambda: registry,
         offer=offer,
-        gauges=gauges,
+        news=news,
         every_s=0.01,
         live=None,
     )
-    return watcher, offer, gauges
+    return watcher, offer, news
 
 
 def flip_a_bit(folder):
@@ -134,10 +151,10 @@ IN_THE_REGISTRY = {flip_a_bit: "SHA-256 differs", drop_a_file: "lost its file"}
 
 @pytest.mark.parametrize("spoil", [*BEFORE_REGISTERING, *IN_THE_REGISTRY], ids=lambda spoil: spoil.__name__)
 def test_a_bad_version_is_refused_with_a_reason_and_the_old_one_stays(tmp_path, home, registry, spoil):
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     good = register(registry, bundle_of(tmp_path, 1))
     watcher.look()
-    assert offer.take().version == good
+    assert offer.take().runtime.version == good
 
     bad_bundle = bundle_of(tmp_path, 2)
     if spoil in BEFORE_REGISTERING:
@@ -147,32 +164,32 @@ def test_a_bad_version_is_refused_with_a_reason_and_the_old_one_stays(tmp_path, 
         spoil(tmp_path / "registry" / bad)
     watcher.look()
     assert offer.take() is None
-    assert gauges.swaps_refused == 1
-    assert f"version {bad} refused" in gauges.last_problem
-    assert {**BEFORE_REGISTERING, **IN_THE_REGISTRY}[spoil] in gauges.last_problem
-    assert ModelStore(small_site(), home).remembered()[0].version == good
+    assert news.swaps_refused == 1
+    assert f"version {bad} refused" in news.last_problem
+    assert {**BEFORE_REGISTERING, **IN_THE_REGISTRY}[spoil] in news.last_problem
+    assert ModelStore(small_site(), home).remembered().runtime.version == good
     assert sorted(path.name for path in home.edge_models.iterdir()) == [good]
     watcher.look()
-    assert gauges.swaps_refused == 1, "a refused version is not tried again at once"
+    assert news.swaps_refused == 1, "a refused version is not tried again at once"
 
     better = register(registry, bundle_of(tmp_path, 3))
     watcher.look()
-    assert offer.take().version == better
+    assert offer.take().runtime.version == better
 
 
 def test_a_refused_version_is_looked_at_again_later_since_it_may_have_been_torn_on_its_way(
     tmp_path, home, registry, monkeypatch
 ):
     monkeypatch.setattr(swap, "_REFUSED_FIRST_S", 0.0)
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     bundle = bundle_of(tmp_path, 1)
     version = register(registry, bundle)
     flip_a_bit(tmp_path / "registry" / version)
     watcher.look()
-    assert gauges.swaps_refused == 1
+    assert news.swaps_refused == 1
     shutil.copy(bundle / names.WEIGHTS, tmp_path / "registry" / version / names.WEIGHTS)
     watcher.look()
-    assert offer.take().version == version
+    assert offer.take().runtime.version == version
 
 
 def test_a_version_that_filmloop_did_not_register_is_refused(home):
@@ -183,15 +200,15 @@ def test_a_version_that_filmloop_did_not_register_is_refused(home):
 
 
 def test_a_registry_that_is_away_is_no_refusal_and_is_asked_again(tmp_path, home, registry):
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     version = register(registry, bundle_of(tmp_path, 1))
     registry.away = True
     with pytest.raises(TransientError):
         watcher.look()
     registry.away = False
     watcher.look()
-    assert offer.take().version == version
-    assert gauges.swaps_refused == 0
+    assert offer.take().runtime.version == version
+    assert news.swaps_refused == 0
 
 
 def test_going_back_to_a_kept_version_needs_no_download(tmp_path, home, registry, monkeypatch):
@@ -203,11 +220,11 @@ def test_going_back_to_a_kept_version_needs_no_download(tmp_path, home, registry
     monkeypatch.setattr(registry, "download", None)
     registry.set_alias(CHAMPION, first)
     watcher.look()
-    assert offer.take().version == first
+    assert offer.take().runtime.version == first
 
 
 def test_a_kept_bundle_that_was_damaged_is_fetched_again(tmp_path, home, registry):
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     first = register(registry, bundle_of(tmp_path, 1))
     watcher.look()
     second = register(registry, bundle_of(tmp_path, 2))
@@ -216,8 +233,8 @@ def test_a_kept_bundle_that_was_damaged_is_fetched_again(tmp_path, home, registr
     flip_a_bit(home.edge_models / first)
     registry.set_alias(CHAMPION, first)
     watcher.look()
-    assert offer.take().version == first
-    assert gauges.swaps_refused == 0
+    assert offer.take().runtime.version == first
+    assert news.swaps_refused == 0
     assert second != first
 
 
@@ -226,7 +243,7 @@ def test_a_damaged_bundle_is_not_loaded_at_a_restart_either(tmp_path, home, regi
     version = register(registry, bundle_of(tmp_path, 1))
     watcher.look()
     store = ModelStore(small_site(), home)
-    assert store.remembered()[0].version == version
+    assert store.remembered().runtime.version == version
     flip_a_bit(home.edge_models / version)
     with pytest.raises(VerificationError):
         store.remembered()
@@ -237,7 +254,7 @@ def test_only_the_newest_bundles_are_kept_and_the_live_one_always(tmp_path, home
     for seed in range(KEEP_BUNDLES + 2):
         version = register(registry, bundle_of(tmp_path, seed))
         watcher.look()
-        assert offer.take().version == version
+        assert offer.take().runtime.version == version
     kept = {path.name for path in home.edge_models.iterdir()}
     assert len(kept) == KEEP_BUNDLES
     assert version in kept
@@ -246,14 +263,14 @@ def test_only_the_newest_bundles_are_kept_and_the_live_one_always(tmp_path, home
 def test_the_runtime_makes_what_the_bundle_says(tmp_path, home, registry):
     bundle = bundle_of(tmp_path, 1)
     result = TrainResult.read(bundle / names.RESULT)
-    runtime = ModelStore(small_site(), home).prove(bundle, version="1", digest=result.bundle_digest())
+    runtime = ModelStore(small_site(), home).prove(bundle, version="1", digest=result.bundle_digest()).runtime
     counts, golden = names.load_golden(bundle)
     np.testing.assert_allclose(runtime.infer(counts), golden, rtol=1e-5)
     assert runtime.infer(pool()[:3]).shape == (3, *FRAME_SHAPE)
 
 
 def test_a_live_version_that_the_disk_did_not_take_is_remembered_at_a_later_look(tmp_path, home, registry, monkeypatch):
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     version = register(registry, bundle_of(tmp_path, 1))
     write, tries = models.Live.write, []
 
@@ -265,15 +282,15 @@ def test_a_live_version_that_the_disk_did_not_take_is_remembered_at_a_later_look
 
     monkeypatch.setattr(models.Live, "write", refusing)
     watcher.look()
-    assert offer.take().version == version, "the disk is no reason to wait"
-    assert "No space left" in gauges.last_problem
+    assert offer.take().runtime.version == version, "the disk is no reason to wait"
+    assert "No space left" in news.last_problem
     assert ModelStore(small_site(), home).remembered() is None
     watcher.look()
     # Whether the registry answers has nothing to do with it.
     registry.away = True
     with pytest.raises(TransientError):
         watcher.look()
-    assert ModelStore(small_site(), home).remembered()[0].version == version
+    assert ModelStore(small_site(), home).remembered().runtime.version == version
     registry.away = False
     watcher.look()
     assert len(tries) == 3, "once remembered, it is not written again"
@@ -290,7 +307,7 @@ def test_after_a_failure_the_registry_is_looked_for_anew(tmp_path, home, registr
     with pytest.raises(TransientError):
         watcher.look()
     watcher.look()
-    assert offer.take().version == version
+    assert offer.take().runtime.version == version
     watcher.look()
     assert not places, "a registry that answers is kept"
 
@@ -321,17 +338,17 @@ def test_a_disk_that_refuses_a_remembered_version_is_transient(tmp_path, home, r
 def test_weights_that_make_no_numbers_of_a_saturated_frame_are_refused_though_their_golden_pair_fits(
     tmp_path, home, registry, monkeypatch
 ):
-    make_runtime = models.make_runtime
+    make_runtime = choose.make_runtime
 
     def overflowing(*args, **given):
         runtime = make_runtime(*args, **given)
-        infer = runtime.infer
-        runtime.infer = lambda counts_NCE: infer(counts_NCE) / np.where(counts_NCE.min() == 255, np.float32("nan"), 1)
+        infer = runtime._infer_batch
+        runtime._infer_batch = lambda counts: infer(counts) / np.where(counts.min() == 255, np.float32("nan"), 1)
         return runtime
 
-    watcher, offer, gauges = watching(home, registry)
+    watcher, offer, news = watching(home, registry)
     register(registry, bundle_of(tmp_path, 1))
-    monkeypatch.setattr(models, "make_runtime", overflowing)
+    monkeypatch.setattr(choose, "make_runtime", overflowing)
     watcher.look()
     assert offer.take() is None
-    assert "not finite of a saturated frame" in gauges.last_problem
+    assert "not finite of a saturated frame" in news.last_problem

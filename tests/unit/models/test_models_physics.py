@@ -38,3 +38,23 @@ def test_frames_without_a_phase_give_nan() -> None:
     assert np.isnan(streaking_phase(frames)).tolist() == [True, True, False]
     assert streaking_phase(frames).dtype == np.float32
     assert streaking_phase(frames[:0]).shape == (0,)
+
+
+def test_the_key_of_moments_is_that_of_rates_and_its_weights_are_exact_in_bfloat16() -> None:
+    counts = CookieBoxSimulator(Conditions(), seed=3).frames(0, 256).counts_NCE
+    weights = streaking_phase.weights(128)
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(weights, np.rint(weights))
+    # bfloat16 has eight significant bits: all whole numbers up to 256.
+    assert np.abs(weights).max() <= 256
+    moments = counts.astype(np.float32) @ weights
+    np.testing.assert_array_equal(streaking_phase.of_moments(moments), streaking_phase(counts))
+
+
+def test_the_phase_does_not_depend_on_where_energies_are_counted_from() -> None:
+    counts = CookieBoxSimulator(Conditions(), seed=3).frames(0, 256).counts_NCE.astype(np.float32)
+    moments = counts @ streaking_phase.weights(128)
+    elsewhere = moments.copy()
+    elsewhere[..., 1] += 64 * moments[..., 0]
+    apart = np.angle(np.exp(1j * (streaking_phase.of_moments(elsewhere) - streaking_phase.of_moments(moments))))
+    assert np.nanmax(np.abs(apart)) < 1e-3

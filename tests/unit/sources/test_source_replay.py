@@ -334,13 +334,6 @@ def test_a_folder_of_shards_is_named_after_its_manifests(tmp_path: Path) -> None
     assert len({"replay-stage", first, default_stream(str(folder))}) == 3
 
 
-def sample_data() -> Path:
-    folder = Path(os.environ.get("FILMLOOP_DATA", Path(__file__).parents[4] / "shared/data"))
-    if not folder.is_dir():
-        pytest.skip(f"FILMLOOP_DATA not found: {folder}")
-    return folder
-
-
 # Frames, shape, largest count and mean hits of a frame over the first 200, as h5py alone reads them.
 @pytest.mark.parametrize(
     ("name", "frames", "shape", "top"),
@@ -350,8 +343,10 @@ def sample_data() -> Path:
         ("cookiesimslim_16ch_stacked.h5", 6000, (16, 128), 19),
     ],
 )
-def test_the_public_sample_files_replay_whole(name: str, frames: int, shape: tuple[int, int], top: int) -> None:
-    path = sample_data() / name
+def test_the_public_sample_files_replay_whole(
+    sample_data: Path, name: str, frames: int, shape: tuple[int, int], top: int
+) -> None:
+    path = sample_data / name
     source = build_source(ReplaySource(path=str(path), use_labels=True), shape)
     source.open(after=None)
     blocks = collect(source, 10_000, max_frames=1024)

@@ -2,7 +2,11 @@
 
     CookieNetAE         X_test, Y_test (or X_train, Y_train, ...): counts int16 and targets float16, (N, C, E) each
     stacked             Ximg and Ypdf: the same of CookieSimSlim shots, stacked
-    CookieSimSlim       one group a shot with Ximg and Ypdf, (C, E) each; shots in sorted order of their names
+    CookieSimSlim       one group a shot with Ximg and Ypdf, (C, E) each; shots in sorted order of their names. One without
+                        Ximg has its hits counted: Xhits energies, Xaddresses and Xnedges begin and number of each channel's;
+                        Ximg is their histogram (https://github.com/ryancoffee/CookieSimSlim)
+    hit lists           hits: flat bins (K,) or (channel, energy) pairs (K, 2), with an attribute frame_shape (C, E);
+                        offsets (N + 1,): first hit of each frame and the end
 
 The pulse id of a frame is its row. Shape suffixes: N frames, C channels, E energy bins.
 """
@@ -17,6 +21,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from filmloop.adapters.sources.hits import dense_counts, flat_bins, ragged_counts
 from filmloop.adapters.sources.recording import (
     Recording,
     checked_counts,
@@ -26,13 +31,15 @@ from filmloop.adapters.sources.recording import (
 )
 from filmloop.core.errors import DataError
 from filmloop.core.log import Limited
-from filmloop.core.types import BAD, FrameBlock
+from filmloop.core.types import BAD, SATURATED, FrameBlock
 
 _log = logging.getLogger(__name__)
 
 _SAMPLE_FRAMES = 16
 
-KNOWN = "X_*/Y_* (CookieNetAE), Ximg/Ypdf (stacked), one group a shot with Ximg/Ypdf (CookieSimSlim)"
+KNOWN = (
+    "X_*/Y_* (CookieNetAE), Ximg/Ypdf (stacked), one group a shot with Ximg/Ypdf or Xhits (CookieSimSlim), hits/offsets"
+)
 
 
 def open_hdf5(path: Path) -> Recording:
@@ -63,8 +70,10 @@ def _recognise(file: h5py.File, path: Path) -> Recording:
         return StackedRecording(file, path, pairs)
     if isinstance(file.get("Ximg"), h5py.Dataset):
         return StackedRecording(file, path, [("Ximg", "Ypdf")])
+    if isinstance(file.get("hits"), h5py.Dataset) and isinstance(file.get("offsets"), h5py.Dataset):
+        return HitListRecording(file, path)
     first = file[names[0]] if names else None
-    if isinstance(first, h5py.Group) and "Ximg" in first:
+    if isinstance(first, h5py.Group) and ("Ximg" in first or "Xhits" in first):
         return ShotRecording(file, path, names)
     found = [f"{name} {describe(file[name])}" for name in names[:8]] + (["..."] if len(names) > 8 else [])
     raise DataError(
@@ -151,10 +160,10 @@ class ShotRecording(_Hdf5Recording):
 
     def __init__(self, file: h5py.File, path: Path, names: list[str]) -> None:
         self._names, self._trouble = names, Limited(_log)
-        shape = file[names[0]]["Ximg"].shape
+        shape = self._shape(file[names[0]])
         super().__init__(file, path, len(names), shape)
         if len(shape) != 2:
-            raise self._wrong(f"/{names[0]}/Ximg is {describe(file[names[0]]['Ximg'])}, not an image (C, E)")
+            raise self._wrong(f"/{names[0]} {describe(file[names[0]])} has no image (C, E)")
         self.has_labels = "Ypdf" in file[names[0]]
 
     def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
@@ -167,11 +176,35 @@ class ShotRecording(_Hdf5Recording):
         block.flags_N[absent] |= BAD
         return block
 
+    def _shape(self, shot: h5py.Group) -> Any:
+        if "Ximg" in shot:
+            return shot["Ximg"].shape
+        return (len(shot["Xnedges"]), int(shot.attrs["nenergies"])) if {"Xnedges", "Xaddresses"} <= set(shot) else ()
+
+    def _counted(self, shot: h5py.Group) -> npt.NDArray[Any]:
+        """The hits of a shot without an image, counted."""
+        begin_C, count_C = shot["Xaddresses"][()].astype(np.int64), shot["Xnedges"][()].astype(np.int64)
+        energies = shot["Xhits"][()]
+        place_K = np.repeat(begin_C - np.cumsum(count_C) + count_C, count_C) + np.arange(count_C.sum())
+        pairs = np.column_stack((np.repeat(np.arange(len(count_C)), count_C), energies[place_K]))
+        counts_NCE, flags_N = dense_counts(
+            flat_bins(pairs, self.frame_shape), count_C.sum(keepdims=True), self.frame_shape
+        )
+        if flags_N[0] & BAD:
+            raise ValueError("a hit outside the frame")
+        wide: npt.NDArray[Any] = counts_NCE[0].astype(np.uint16)
+        if flags_N[0] & SATURATED:
+            # Above 255 again, so that the block's check flags the frame.
+            wide[wide == 255] = 256
+        return wide
+
     def _image(self, shot: str, name: str) -> npt.NDArray[Any] | None:
         """None if the shot has none, or one that cannot be read or is of another shape: the others go on."""
         try:
-            image = np.asarray(self._file[shot][name][()])
-        except (KeyError, OSError, AttributeError, TypeError) as exc:
+            group = self._file[shot]
+            hits = name == "Ximg" and name not in group and "Xhits" in group
+            image = self._counted(group) if hits else np.asarray(group[name][()])
+        except (KeyError, OSError, AttributeError, TypeError, ValueError, IndexError) as exc:
             self._trouble.failed("%s: shot %s has no readable %s: %s", self._path, shot, name, exc)
             return None
         if image.shape != self.frame_shape or image.dtype.kind not in "uif":
@@ -183,6 +216,42 @@ class ShotRecording(_Hdf5Recording):
     def _stack(self, images: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any]:
         empty = np.zeros(self.frame_shape, np.uint8)
         return np.stack([empty if image is None else image for image in images])
+
+
+class HitListRecording(_Hdf5Recording):
+    """Hits of all frames one after another, and where those of each frame begin."""
+
+    block_frames = 1024
+    has_labels = False
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self._hits, self._offsets = file["hits"], file["offsets"]
+        shape = [int(size) for size in np.atleast_1d(self._hits.attrs.get("frame_shape", ()))]
+        if len(shape) != 2:
+            shape = [0, 0]
+        super().__init__(file, path, max(len(self._offsets) - 1, 0), (shape[0], shape[1]))
+        if min(shape) < 1:
+            raise self._wrong("hits has no attribute frame_shape with channels and energy bins")
+        try:
+            flat_bins(self._hits[:1], self.frame_shape)
+            ragged_counts(self._offsets[()], len(self._hits))
+        except (OSError, ValueError) as exc:
+            raise self._wrong(str(exc)) from exc
+
+    def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
+        """Frames with their hits counted."""
+        try:
+            offset_N = self._offsets[start : stop + 1].astype(np.int64)
+            bin_K = flat_bins(self._hits[offset_N[0] : offset_N[-1]], self.frame_shape)
+        except OSError as exc:
+            raise self._wrong(f"hits cannot be read at frame {start}: {exc}") from exc
+        counts_NCE, flags_N = dense_counts(bin_K, np.diff(offset_N), self.frame_shape)
+        return FrameBlock(
+            run_number=run,
+            pulse_id_N=np.arange(start, start + len(counts_NCE), dtype=np.uint64),
+            counts_NCE=counts_NCE,
+            flags_N=flags_N,
+        )
 
 
 def _block(run: int, start: int, raw_NCE: npt.NDArray[Any], raw_label_NCE: npt.NDArray[Any] | None) -> FrameBlock:

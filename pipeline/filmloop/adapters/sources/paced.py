@@ -12,7 +12,8 @@ BACKLOG_S = 1.0
 """A reader that was away gets at most this much of the past at once; nothing is skipped, the schedule moves."""
 
 COALESCE_S = 0.01
-"""Frames are handed out in steps of about this time: one by one, 2000 a second would cost a core in calls alone."""
+"""Frames are handed out in steps of about this time, unless the reader sets another: one by one, 2000 a second would
+cost a core in calls alone."""
 
 AHEAD_FRAMES = 2048
 """Most frames that are made ready at once: 4 MB at 16 x 128, some 50 ms of the simulator, so that a read is short."""
@@ -21,8 +22,8 @@ AHEAD_FRAMES = 2048
 class Schedule:
     """When frames are due: `rate_hz` a second by the monotonic clock, or all at once for 0."""
 
-    def __init__(self, rate_hz: float) -> None:
-        self._rate_hz = rate_hz
+    def __init__(self, rate_hz: float, coalesce_s: float = COALESCE_S) -> None:
+        self._rate_hz, self._coalesce_s = rate_hz, coalesce_s
         self._zero_s: float | None = None
 
     def wait(self, max_frames: int, timeout_s: float) -> int:
@@ -33,7 +34,7 @@ class Schedule:
         if self._zero_s is None:
             self._zero_s = now_s
         self._zero_s = max(self._zero_s, now_s - max(BACKLOG_S, 1 / self._rate_hz))
-        step = max(1, min(max_frames, int(self._rate_hz * COALESCE_S)))
+        step = max(1, min(max_frames, int(self._rate_hz * self._coalesce_s)))
         pause_s = self._zero_s + step / self._rate_hz - now_s
         if pause_s > 0:
             time.sleep(min(pause_s, timeout_s))
@@ -48,12 +49,17 @@ class Schedule:
 
 
 class PacedSource(ABC):
-    """Base of the sources; a subclass says where it begins (`open`) and what comes next (`_more`)."""
+    """Base of the sources; a subclass says where it begins (`open`) and what comes next (`_more`).
+
+    Attributes:
+        coalesce_s: How long frames may wait for others to be handed out with them; set it before `open`.
+    """
 
     def __init__(self, *, stream: str, frame_shape: tuple[int, int], labelled: bool, rate_hz: float) -> None:
         self.stream = stream
         self.frame_shape = frame_shape
         self.labelled = labelled
+        self.coalesce_s = COALESCE_S
         self._rate_hz = rate_hz
         self._schedule: Schedule | None = None
         self._ahead: FrameBlock | None = None
@@ -85,4 +91,4 @@ class PacedSource(ABC):
 
     def _start(self) -> None:
         """The clock starts, and nothing is ahead."""
-        self._schedule, self._ahead = Schedule(self._rate_hz), None
+        self._schedule, self._ahead = Schedule(self._rate_hz, self.coalesce_s), None

@@ -11,6 +11,26 @@ from filmloop.core.types import SATURATED, FrameBlock
 from filmloop_models.cookiebox.simulator import BLOCK_FRAMES, CookieBoxSimulator
 
 
+def set_up(section: SimulatorSource, frame_shape: tuple[int, int]) -> CookieBoxSimulator:
+    """The site's simulator.
+
+    Raises:
+        ConfigError: the drift schedule or a dead channel does not fit.
+    """
+    try:
+        return CookieBoxSimulator(section.conditions, seed=section.seed, drift=section.drift, frame_shape=frame_shape)
+    except ValueError as exc:
+        raise ConfigError(
+            f"The simulator cannot be set up: {exc}.",
+            hint="See [source] in the site file; `filmloop site check` reads it again.",
+        ) from exc
+
+
+def first_frame(section: SimulatorSource, after: tuple[int, int] | None) -> int:
+    """Number of the first frame after `after`; frames of another run than the site's are not ours to continue."""
+    return after[1] + 1 if after is not None and after[0] == section.run_number else 0
+
+
 class SimulatorFrameSource(PacedSource):
     """Frames 0, 1, 2, ... of the site's simulator; the same site file gives the same frames anywhere.
 
@@ -33,17 +53,8 @@ class SimulatorFrameSource(PacedSource):
         Raises:
             ConfigError: the drift schedule or a dead channel does not fit.
         """
-        section = self._section
-        try:
-            self._simulator = CookieBoxSimulator(
-                section.conditions, seed=section.seed, drift=section.drift, frame_shape=self.frame_shape
-            )
-        except ValueError as exc:
-            raise ConfigError(
-                f"The simulator cannot be set up: {exc}.",
-                hint="See [source] in the site file; `filmloop site check` reads it again.",
-            ) from exc
-        self._next = after[1] + 1 if after is not None and after[0] == section.run_number else 0
+        self._simulator = set_up(self._section, self.frame_shape)
+        self._next = first_frame(self._section, after)
         self._start()
 
     def close(self) -> None:

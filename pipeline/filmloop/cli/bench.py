@@ -1,0 +1,156 @@
+"""`filmloop bench`: what this machine does, each figure beside a named peer in the same run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from filmloop.cli.options import AsJson
+from filmloop.cli.output import err, out, print_line, set_up_logs
+from filmloop.core.errors import ConfigError
+
+app = typer.Typer(
+    help="Measure this machine beside named peers; see benchmarks/results for ours.", no_args_is_help=True
+)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Seconds, to see that it works; its numbers mean nothing.")]
+Folder = Annotated[
+    Path | None, typer.Option("--folder", help="Where to write: a disk, not a tmpfs. Default: the system's temp.")
+]
+Seconds = Annotated[float, typer.Option(help="How long to measure.", min=0.1)]
+
+
+@app.command()
+def edge(
+    seconds: Seconds = 60.0,
+    runtime: Annotated[str, typer.Option(help="A value of edge.runtime.")] = "auto",
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Source, inference and staging at full speed; nothing may be lost."""
+    from filmloop.bench import edge as bench
+
+    _report("edge", lambda where: bench.measure(3.0 if quick else seconds, where, runtime=runtime), folder, quick, json)
+
+
+@app.command()
+def latency(seconds: Seconds = 15.0, folder: Folder = None, quick: Quick = False, json: AsJson = False) -> None:
+    """From a frame's arrival to its result, at 1,000, 10,000 and 50,000 frames a second."""
+    from filmloop.bench import latency as bench
+
+    _report("latency", lambda where: bench.measure(0.5 if quick else seconds, where), folder, quick, json)
+
+
+@app.command()
+def swap(
+    swaps: Annotated[int, typer.Option(help="How many.", min=1)] = 1000,
+    rate_hz: Annotated[float, typer.Option(help="Frames a second meanwhile.")] = 100_000.0,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Swaps of the weights while frames come: lost, mixed, and what the latency notices."""
+    from filmloop.bench import swap as bench
+
+    _report("swap", lambda where: bench.measure(10 if quick else swaps, where, rate_hz=rate_hz), folder, quick, json)
+
+
+@app.command()
+def soak(
+    seconds: Seconds = 600.0,
+    rate_hz: Annotated[float, typer.Option(help="Frames a second: some 80 % of what `bench edge` says.")] = 150_000.0,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Minutes at a steady rate: nothing lost, no memory that grows."""
+    from filmloop.bench import soak as bench
+
+    _report("soak", lambda where: bench.measure(4.0 if quick else seconds, where, rate_hz=rate_hz), folder, quick, json)
+
+
+@app.command()
+def stage(
+    rounds: Annotated[int, typer.Option(help="How often each writer writes.", min=1)] = 9,
+    frames: Annotated[int, typer.Option(help="Frames of a shard.", min=1)] = 131072,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Sealing shards, beside zarr-python, tensorstore and h5py with the same codec."""
+    from filmloop.bench import stage as bench
+
+    size = (1, 4096) if quick else (rounds, frames)
+    _report("stage", lambda where: bench.measure(*size, where), folder, quick, json)
+
+
+@app.command()
+def sources(seconds: Seconds = 5.0, quick: Quick = False, json: AsJson = False) -> None:
+    """Every kind of source, beside the bare library that it is built on."""
+    from filmloop.bench import sources as bench
+
+    _report("sources", lambda _: bench.measure(0.3 if quick else seconds), None, quick, json)
+
+
+@app.command()
+def inference(
+    model: Annotated[str, typer.Option(help="mixer or cookienet.")] = "mixer",
+    seconds: Seconds = 60.0,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Every runtime that this machine has, beside ONNX Runtime and eager PyTorch."""
+    from filmloop.bench import inference as bench
+
+    _report("inference", lambda _: bench.measure(model, 2.0 if quick else seconds), None, quick, json)
+
+
+@contextmanager
+def _scratch(folder: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:
+        yield Path(name)
+
+
+def _report(
+    benchmark: str, measure: Callable[[Path], dict[str, Any]], folder: Path | None, quick: bool, json: bool
+) -> None:
+    """Measure, and print one JSON line, or the same for people."""
+    from filmloop.bench.report import Machine
+
+    set_up_logs(quiet=True)
+    machine = Machine()
+    if not json:
+        err.print(f"measuring {benchmark}; quiet the machine meanwhile", markup=False)
+    try:
+        with _scratch(folder) as where:
+            values = measure(where)
+    except ImportError as exc:
+        raise ConfigError(
+            f"A peer of this benchmark is not installed: {exc}.", hint="pip install -c constraints.txt -e '.[bench]'"
+        ) from exc
+    command = shlex.join(["filmloop", *sys.argv[1:]])
+    line = machine.report(benchmark, values, command=command, quick=quick)
+    if json:
+        print_line(line)
+        return
+    for name, value in _flat(line):
+        out.print(f"{name:<36} {value}", markup=False)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, item in enumerate(value):
+                yield from _flat(item, f"{prefix}{name}.{number}.")
+        else:
+            yield f"{prefix}{name}", value

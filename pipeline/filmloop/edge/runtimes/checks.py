@@ -1,0 +1,176 @@
+"""What a loaded model must show before it serves, on the very path that serves, and again once it does.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.core.errors import VerificationError
+from filmloop.edge.runtimes.pending import brightened
+from filmloop.ports.runtime import InferenceRuntime
+from filmloop_models.spec import SortKey
+
+_LEAST_PHASE_RAD = 0.01
+_SIZES = (1, 17, 65)
+"""Lengths that take each of a runtime's graphs once, beside the full batch."""
+
+
+def check_finite(runtime: InferenceRuntime, frame_shape: tuple[int, int], batch_frames: int) -> None:
+    """See that `runtime` makes numbers of the extremes, frames without a count and frames full to the brim.
+
+    Full batches: the first of its size costs milliseconds more than the following, and here nobody waits for it.
+
+    Raises:
+        VerificationError: a rate is not finite.
+    """
+    for count, kind in ((0, "an empty"), (255, "a saturated")):
+        counts_NCE = np.full((min(batch_frames, runtime.batch_frames), *frame_shape), count, np.uint8)
+        rate_NCE = runtime.start(counts_NCE, dense=True).result().rate_NCE
+        if rate_NCE is None or not np.isfinite(rate_NCE).all():
+            raise VerificationError(
+                f"Version {runtime.version} makes rates that are not finite of {kind} frame.",
+                hint="Train again, or go back: `filmloop models rollback`.",
+                ids={"version": runtime.version},
+            )
+
+
+def check_golden(
+    runtime: InferenceRuntime,
+    counts_NCE: npt.NDArray[np.uint8],
+    golden_NCE: npt.NDArray[np.float32],
+    *,
+    tolerance: float,
+    sort_key: SortKey | None = None,
+) -> float:
+    """Compare what `runtime` makes of the golden counts with what training made, on every way in and for every size.
+
+    Returns:
+        The relative RMS difference, the largest of all ways.
+
+    Raises:
+        VerificationError: it is above `tolerance` or not a number, the output has another shape, or the keys differ.
+    """
+    ways = [
+        _relative(runtime, runtime.infer(counts), golden_NCE) for counts in (counts_NCE, counts_NCE.astype(np.float32))
+    ]
+    worst = _within(runtime, max(ways, key=_badness), tolerance)
+    for frames in sorted({min(size, runtime.batch_frames) for size in (*_SIZES, runtime.batch_frames)}):
+        rows = np.arange(frames) % len(counts_NCE)
+        worst = max(
+            worst, check_served(runtime, counts_NCE[rows], golden_NCE[rows], tolerance=tolerance, sort_key=sort_key)
+        )
+    return worst
+
+
+def check_served(
+    runtime: InferenceRuntime,
+    counts_NCE: npt.NDArray[np.uint8],
+    golden_NCE: npt.NDArray[np.float32],
+    *,
+    tolerance: float,
+    sort_key: SortKey | None = None,
+) -> float:
+    """Compare rates and keys as they are served, by `start` with and without `dense`, with the golden pair.
+
+    The keys of golden and served rates differ by an angle whose median over the frames may be `phase_tolerance`: that of
+    single frames without a clear phase may be anything.
+
+    Returns:
+        The relative RMS difference of the rates.
+
+    Raises:
+        VerificationError: it is above `tolerance` or not a number, the output has another shape, or the keys differ.
+    """
+    relative = 0.0
+    for start in range(0, len(counts_NCE), runtime.batch_frames):
+        part_NCE = counts_NCE[start : start + runtime.batch_frames]
+        wanted_NCE = golden_NCE[start : start + runtime.batch_frames]
+        with_rates = runtime.start(part_NCE, dense=True).result()
+        phase_N = runtime.start(part_NCE).result().phase_N
+        relative = max(relative, _within(runtime, _relative(runtime, with_rates.rate_NCE, wanted_NCE), tolerance))
+        if sort_key is not None:
+            for served_N in (with_rates.phase_N, phase_N):
+                _check_keys(runtime, served_N, sort_key(wanted_NCE), phase_tolerance(tolerance))
+    return relative
+
+
+def check_bright(
+    runtime: InferenceRuntime, exact: InferenceRuntime, counts_NCE: npt.NDArray[np.uint8], *, tolerance: float
+) -> float:
+    """Compare with `exact` on counts that are two and four times as high: the golden pair knows one beam only.
+
+    Integers have ranges that were set by frames like the golden ones. A runtime that fails here is right today and
+    silently wrong when the gain has drifted.
+
+    Returns:
+        The relative RMS difference, the larger one.
+
+    Raises:
+        VerificationError: it is above `tolerance`.
+    """
+    worst = 0.0
+    for factor in (2, 4):
+        bright_NCE = brightened(counts_NCE, factor)
+        relative = _relative(runtime, runtime.infer(bright_NCE), exact.infer(bright_NCE))
+        if not relative <= tolerance:
+            raise VerificationError(
+                f"{runtime.name} differs from {exact.name} by {relative:.2e} on counts {factor} times as high "
+                f"(relative RMS; at most {tolerance:.2e}).",
+                ids={"version": runtime.version},
+            )
+        worst = max(worst, relative)
+    return worst
+
+
+def phase_tolerance(tolerance: float) -> float:
+    """Largest median difference of keys, rad, for rates that may differ by `tolerance`: bfloat16 shows 0.006."""
+    return max(_LEAST_PHASE_RAD, tolerance)
+
+
+def _check_keys(
+    runtime: InferenceRuntime, served_N: npt.NDArray[np.float32], golden_N: npt.NDArray[np.float32], tolerance: float
+) -> None:
+    apart_N = np.abs(np.angle(np.exp(1j * (served_N.astype(np.float64) - golden_N))))
+    apart_N = apart_N[np.isfinite(golden_N)]
+    # `not <=` is also true for a key that is not a number where the golden one is.
+    if len(apart_N) and not np.median(apart_N) <= tolerance:
+        raise VerificationError(
+            f"Version {runtime.version} served by {runtime.name} gives keys {np.median(apart_N):.2e} rad from those of "
+            f"its golden pair (median; at most {tolerance:.2e}).",
+            hint="What is served is not what was loaded: restart the edge; `filmloop models show VERSION`.",
+            ids={"version": runtime.version},
+        )
+
+
+def _relative(
+    runtime: InferenceRuntime, rate_NCE: npt.NDArray[np.float32] | None, golden_NCE: npt.NDArray[np.float32]
+) -> float:
+    """Relative RMS difference."""
+    shape = None if rate_NCE is None else rate_NCE.shape
+    if rate_NCE is None or shape != golden_NCE.shape:
+        raise VerificationError(
+            f"Version {runtime.version} makes rates of shape {shape}, its golden pair has {golden_NCE.shape}.",
+            ids={"version": runtime.version},
+        )
+    scale = float(np.sqrt(np.mean(np.square(golden_NCE, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(rate_NCE.astype(np.float64) - golden_NCE)))) / max(scale, 1e-12)
+
+
+def _within(runtime: InferenceRuntime, relative: float, tolerance: float) -> float:
+    if not relative <= tolerance:
+        raise VerificationError(
+            f"Version {runtime.version} served by {runtime.name} differs from its golden pair by {relative:.2e} "
+            f"(relative RMS; at most {tolerance:.2e}).",
+            hint="Its weights or its network code are not those that training used; "
+            "`filmloop models show VERSION` tells the code commit.",
+            ids={"version": runtime.version},
+        )
+    return relative
+
+
+def _badness(relative: float) -> float:
+    """Orders differences; one that is not a number is the worst."""
+    return np.inf if np.isnan(relative) else relative

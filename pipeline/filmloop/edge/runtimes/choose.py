@@ -1,0 +1,257 @@
+"""`runtime = "auto"`: what this machine has is measured once, the fastest that is exact enough serves.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from filmloop.bundle import ONNX, load_golden
+from filmloop.config.schema import EdgeSection
+from filmloop.core.documents import Document, ModelChoice
+from filmloop.core.errors import ConfigError, DataError, VerificationError
+from filmloop.core.fsio import canonical_json, sha256_bytes
+from filmloop.edge.runtimes.checks import check_bright, check_finite, check_golden
+from filmloop.edge.runtimes.make import NAMES, make_runtime, tolerance_of
+from filmloop.edge.runtimes.measure import batch_s, frames_per_s
+from filmloop.edge.runtimes.torch_cpu import cores
+from filmloop.ports.runtime import InferenceRuntime
+from filmloop_models import catalog
+
+_log = logging.getLogger(__name__)
+
+_MEASURE_S, _PROBE_FRAMES, _PROBES = 0.2, 16, 10
+_PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
+
+
+class RuntimeChoice(Document):
+    """Which runtime serves, and why."""
+
+    name: str = Field(description="a value of edge.runtime other than auto")
+    batch_frames: int = Field(
+        ge=1, description="most frames of one batch: more would take over half the latency budget"
+    )
+    reason: str = Field(description="for people")
+    frames_per_s: dict[str, float] = Field(description="keys only, by candidate that is exact enough")
+    relative_rms: dict[str, float] = Field(description="from the golden pair, by candidate that is exact enough")
+    dropped: dict[str, str] = Field(description="why the others are none")
+    key: str = Field(description="digest of the machine, the packages, the model and the settings it holds for")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """A bundle and where it is to serve.
+
+    Attributes:
+        bundle: Folder of the verified bundle.
+        version: Registry version of its weights.
+        model: What the bundle's result says of its network.
+        edge: Settings of the edge.
+    """
+
+    bundle: Path
+    version: str
+    model: ModelChoice
+    edge: EdgeSection
+
+    def made(self, name: str, batch_frames: int) -> InferenceRuntime:
+        """The runtime of that name, unchecked; see `make_runtime`."""
+        return make_runtime(
+            name,
+            self.bundle,
+            version=self.version,
+            frame_shape=self.model.frame_shape,
+            batch_frames=batch_frames,
+            threads=self.edge.threads,
+        )
+
+    def proven(self, name: str, batch_frames: int) -> tuple[InferenceRuntime, float]:
+        """The runtime of that name, checked on extremes and on its golden pair; and its relative RMS difference.
+
+        Raises:
+            ConfigError: this machine does not have it.
+            VerificationError: it does not make of the golden counts what it should.
+        """
+        spec, (counts_NCE, golden_NCE) = catalog.get(self.model.name), load_golden(self.bundle)
+        runtime = self.made(name, batch_frames)
+        try:
+            check_finite(runtime, self.model.frame_shape, batch_frames)
+            tolerance = tolerance_of(name, model=spec.tolerance, full=self.edge.golden_tolerance)
+            return runtime, check_golden(runtime, counts_NCE, golden_NCE, tolerance=tolerance, sort_key=spec.sort_key)
+        except BaseException:
+            runtime.close()
+            raise
+
+    def key(self) -> str:
+        """Digest of everything that the choice depends on but the weights."""
+        versions = {}
+        for package in _PACKAGES:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+        depends = {
+            "cpu": _cpu_model(),
+            "cores": cores(),
+            "packages": versions,
+            "model": self.model.as_json(),
+            "tolerance": catalog.get(self.model.name).tolerance,
+            "onnx": (self.bundle / ONNX).exists(),
+            "edge": self.edge.model_dump(
+                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance"}
+            ),
+        }
+        return sha256_bytes(canonical_json(depends))
+
+
+def choose(candidates: Candidates) -> RuntimeChoice:
+    """Measure every runtime that this machine has, some 0.2 s each, and take the fastest.
+
+    Raises:
+        VerificationError: none of them makes of the golden counts what it should; the error is PyTorch's own.
+    """
+    rates: dict[str, float] = {}
+    differences: dict[str, float] = {}
+    batches: dict[str, int] = {}
+    dropped: dict[str, str] = {}
+    refused: VerificationError | None = None
+    for name in NAMES:
+        try:
+            batches[name], rates[name], differences[name] = _measured(candidates, name)
+        except ConfigError as exc:
+            _log.debug("%s is no candidate: %s", name, exc.message)
+            dropped[name] = exc.message
+        except VerificationError as exc:
+            _log.info("%s is no candidate: %s", name, exc.message)
+            dropped[name], refused = exc.message, refused or exc
+        except Exception as exc:
+            # A vendor's package may fail in ways that no list covers; what is left may do.
+            _log.warning("%s is no candidate: %s: %s", name, type(exc).__name__, exc)
+            dropped[name] = f"{type(exc).__name__}: {exc}"
+    if not rates:
+        raise refused or VerificationError(f"No runtime here can run version {candidates.version}: {dropped}.")
+    best = max(rates, key=rates.__getitem__)
+    return RuntimeChoice(
+        name=best,
+        batch_frames=batches[best],
+        reason=f"fastest of {len(rates)} within their tolerance: {rates[best]:,.0f} frames/s in batches of "
+        f"{batches[best]}, golden pair met to {differences[best]:.1e}",
+        frames_per_s=rates,
+        relative_rms=differences,
+        dropped=dropped,
+        key=candidates.key(),
+    )
+
+
+def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, RuntimeChoice]:
+    """The proven runtime that `edge.runtime` asks for; for `auto` the choice is kept in `cache`.
+
+    A kept choice whose runtime does not meet these weights' golden pair is made anew for them.
+
+    Raises:
+        ConfigError: a named runtime is not to be had here.
+        VerificationError: the weights are not fit to serve.
+        TransientError: the disk refuses.
+    """
+    edge = candidates.edge
+    if edge.runtime != "auto":
+        runtime, difference = candidates.proven(edge.runtime, edge.batch_frames)
+        return runtime, _named(candidates, difference)
+    kept = _kept(cache, candidates.key())
+    if kept is not None:
+        try:
+            return candidates.proven(kept.name, kept.batch_frames)[0], kept
+        except (ConfigError, VerificationError) as exc:
+            _log.info("choosing anew, %s does not serve version %s: %s", kept.name, candidates.version, exc.message)
+    choice = choose(candidates)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    choice.write(cache)
+    _log.info("runtime %s: %s", choice.name, choice.reason)
+    return candidates.proven(choice.name, choice.batch_frames)[0], choice
+
+
+def _measured(candidates: Candidates, name: str) -> tuple[int, float, float]:
+    """Batch size within the budget, frames a second, relative RMS difference."""
+    counts_NCE, _ = load_golden(candidates.bundle)
+    budget_s = candidates.edge.latency_budget_ms / 2e3
+    if name == "openvino-int8":
+        _check_bright(candidates, name, counts_NCE)
+    batch_frames = _guess(candidates, name, counts_NCE, budget_s)
+    while True:
+        runtime, difference = candidates.proven(name, batch_frames)
+        try:
+            tiled_NCE = _tiled(counts_NCE, 4 * batch_frames)
+            if batch_frames == 1 or batch_s(runtime, tiled_NCE) <= budget_s:
+                return batch_frames, frames_per_s(runtime, tiled_NCE, _MEASURE_S), difference
+        finally:
+            runtime.close()
+        batch_frames //= 2
+
+
+def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8]) -> None:
+    runtime, exact = candidates.made(name, len(counts_NCE)), candidates.made("torch", len(counts_NCE))
+    tolerance = catalog.get(candidates.model.name).tolerance
+    try:
+        check_bright(runtime, exact, counts_NCE, tolerance=tolerance)
+    finally:
+        runtime.close()
+        exact.close()
+
+
+def _guess(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8], budget_s: float) -> int:
+    """The largest half, quarter, ... of `edge.batch_frames` that should be within the budget, from one small batch."""
+    batch_frames = candidates.edge.batch_frames
+    small = min(_PROBE_FRAMES, batch_frames)
+    runtime = candidates.made(name, small)
+    try:
+        frame_s = batch_s(runtime, _tiled(counts_NCE, small), repeats=_PROBES) / small
+    finally:
+        runtime.close()
+    while batch_frames > small and batch_frames * frame_s > budget_s:
+        batch_frames //= 2
+    return batch_frames
+
+
+def _named(candidates: Candidates, difference: float) -> RuntimeChoice:
+    edge = candidates.edge
+    return RuntimeChoice(
+        name=edge.runtime,
+        batch_frames=edge.batch_frames,
+        reason="named in the site file",
+        frames_per_s={},
+        relative_rms={edge.runtime: difference},
+        dropped={},
+        key=candidates.key(),
+    )
+
+
+def _kept(cache: Path, key: str) -> RuntimeChoice | None:
+    if not cache.exists():
+        return None
+    try:
+        choice = RuntimeChoice.read(cache)
+    except DataError as exc:
+        _log.info("the kept choice of a runtime is of no use: %s", exc.message)
+        return None
+    return choice if choice.key == key else None
+
+
+def _tiled(counts_NCE: npt.NDArray[np.uint8], frames: int) -> npt.NDArray[np.uint8]:
+    return counts_NCE[np.arange(frames) % len(counts_NCE)]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

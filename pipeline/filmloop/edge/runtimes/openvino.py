@@ -1,0 +1,251 @@
+"""OpenVINO on the CPU: the fastest here, in bfloat16 or int8 where the CPU has matrix units for them.
+
+Graphs have static shapes: for each of a few batch sizes one is compiled (0.03 s for `mixer`, 0.1 s for `cookienet`), the
+smallest that fits is run, and what a batch lacks is filled up with empty frames. A graph gives only what was asked for.
+
+Shape suffixes: N frames, C channels, E energy bins, K moments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from filmloop.edge.runtimes.graph import rewrite, with_bytes_in, with_heads
+from filmloop.edge.runtimes.pending import Counts, Floats, Later, brightened, in_batches, phase_of
+from filmloop.edge.runtimes.quantise import quantiser
+from filmloop.ports.runtime import Inferred
+from filmloop_models.spec import SortKey
+
+_BREATH_S = 0.002
+_SIZES = (16, 64, 256)
+"""Frames that graphs are compiled for, beside `batch_frames`. Above 256 the layers' outputs outgrow a core's L2."""
+
+_MOST_LANES = 8
+_KEPT_BATCHES = 2
+"""A result is the caller's until so many later batches are finished."""
+
+
+class _Wanted(NamedTuple):
+    """What a graph takes and gives."""
+
+    scaled: bool  # float32 counts instead of uint8
+    dense: bool
+    surprise: bool
+
+
+@dataclass(eq=False, slots=True)
+class _Net:
+    """One compiled graph, for batches of `frames`, and its requests that are free."""
+
+    compiled: ov.CompiledModel
+    frames: int
+    free: list[ov.InferRequest] = field(default_factory=list)
+
+    def request(self) -> ov.InferRequest:
+        """One that nobody uses."""
+        return self.free.pop() if self.free else self.compiled.create_infer_request()
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    """Memory for what the graphs make of one batch; made when first wanted, used again and again."""
+
+    shapes: dict[str, tuple[int, ...]]
+    arrays: dict[str, Floats] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self.arrays:
+            self.arrays[name] = np.empty(self.shapes[name], np.float32)
+        return self.arrays[name]
+
+
+class OpenVinoRuntime:
+    """A bundle's `model.onnx`, several batches at once.
+
+    Args:
+        path: The file.
+        name: `openvino-f32`, `openvino-bf16` or `openvino-int8`.
+        version: Registry version of its weights.
+        frame_shape: (C, E).
+        batch_frames: Most frames of one `start`.
+        sort_key: Of the model.
+        threads: CPU threads: as many streams of one thread each.
+        calibration_NCE: Counts by which `openvino-int8` finds its ranges; counts scaled to float32 are no whole numbers
+            and run in bfloat16.
+
+    Attributes:
+        lanes: As many batches as keep every stream busy while another is prepared.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        version: str,
+        frame_shape: tuple[int, int],
+        batch_frames: int,
+        sort_key: SortKey | None = None,
+        threads: int = 1,
+        calibration_NCE: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.name, self.version, self.batch_frames = name, version, batch_frames
+        self._model, self._shape, self._sort_key = core().read_model(path), frame_shape, sort_key
+        self._weights_EK = None if sort_key is None else sort_key.weights(frame_shape[1])
+        self._options = {
+            "INFERENCE_PRECISION_HINT": "f32" if name == "openvino-f32" else "bf16",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+        }
+        self._part = min(batch_frames, max(_SIZES))
+        self._sizes = sorted({size for size in _SIZES if size < self._part} | {self._part})
+        parts = -(-batch_frames // self._part)
+        self.lanes = min(_MOST_LANES, max(2, -(-2 * threads // parts)))
+        self._quantise: Callable[[ov.Model], None] | None = None
+        if calibration_NCE is not None and name == "openvino-int8":
+            # The beam may become brighter than it was when the weights were trained.
+            frames_NCE = np.concatenate([calibration_NCE, brightened(calibration_NCE, 2)])
+            self._quantise = quantiser(self._rewritten(len(frames_NCE)), frames_NCE, core())
+        self._nets: dict[tuple[_Wanted, int], _Net] = {}
+        self._under_way: deque[Later] = deque()
+        shapes = self._shapes(parts * self._part)
+        self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
+
+    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Later:
+        """See the port."""
+        return self._start(counts_NCE, _Wanted(scaled=False, dense=dense, surprise=surprise))
+
+    def infer(self, counts_NCE: Counts) -> Floats:
+        """Counts (N, C, E) to rates (N, C, E) float32."""
+        return in_batches(self._rates, counts_NCE, self.batch_frames)
+
+    def close(self) -> None:
+        """Wait for what is under way and free everything."""
+        while self._under_way:
+            self._under_way.popleft().result()
+        # Each destructor holds Python's lock for milliseconds: one at a time, so that others may infer meanwhile.
+        while self._nets:
+            _, net = self._nets.popitem()
+            while net.free:
+                net.free.pop()
+                time.sleep(_BREATH_S)
+            del net
+            time.sleep(_BREATH_S)
+        self._slots.clear()
+
+    def _rates(self, counts_NCE: Counts) -> Floats:
+        wanted = _Wanted(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
+        rate_NCE = self._start(counts_NCE, wanted).result().rate_NCE
+        assert rate_NCE is not None
+        return rate_NCE
+
+    def _start(self, counts_NCE: Counts, wanted: _Wanted) -> Later:
+        while len(self._under_way) >= self.lanes:
+            self._under_way.popleft().result()
+        self._slots.rotate(-1)
+        slot, running = self._slots[-1], []
+        for first in range(0, len(counts_NCE), self._part):
+            part_NCE = counts_NCE[first : first + self._part]
+            net = self._net(wanted, next(size for size in self._sizes if size >= len(part_NCE)))
+            given_NCE = _filled(part_NCE, net.frames)
+            running.append((net, self._run(net, wanted, given_NCE, slot, first), given_NCE))
+        # The lambda keeps the counts alive, whose memory the requests share.
+        pending = Later(lambda batch: self._finish(batch, running, slot, len(counts_NCE), wanted))
+        self._under_way.append(pending)
+        return pending
+
+    def _run(self, net: _Net, wanted: _Wanted, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
+        """Begin with one part; its outputs go straight to their place in the slot."""
+        request = net.request()
+        # The tensor shares the array's memory and does not keep it alive: `_start` does.
+        request.set_input_tensor(ov.Tensor(part_NCE, shared_memory=True))
+        for number, (name, rows) in enumerate(self._outputs(wanted)):
+            place = slot[name][first * rows : (first + net.frames) * rows]
+            request.set_output_tensor(number, ov.Tensor(place, shared_memory=True))
+        request.start_async()
+        return request
+
+    def _finish(
+        self,
+        batch: Later,
+        running: list[tuple[_Net, ov.InferRequest, Counts]],
+        slot: _Slot,
+        frames: int,
+        wanted: _Wanted,
+    ) -> Inferred:
+        for net, request, _ in running:
+            request.wait()
+            net.free.append(request)
+        if batch in self._under_way:
+            self._under_way.remove(batch)
+        channels, moment_NCK = self._shape[0], None
+        if self._weights_EK is not None:
+            moment_NCK = slot["moments"][: frames * channels].reshape(frames, channels, -1)
+        return Inferred(
+            phase_N=phase_of(self._sort_key, moment_NCK, frames),
+            rate_NCE=slot["rates"][:frames] if wanted.dense else None,
+            surprise_N=slot["surprise"][:frames, 0] if wanted.surprise else None,
+        )
+
+    def _outputs(self, wanted: _Wanted) -> list[tuple[str, int]]:
+        """Outputs in order, each with its rows per frame."""
+        outputs = [("moments", self._shape[0])] if self._weights_EK is not None else []
+        outputs += [("rates", 1)] if wanted.dense else []
+        outputs += [("surprise", 1)] if wanted.surprise else []
+        return outputs
+
+    def _shapes(self, frames: int) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"rates": (frames, *self._shape), "surprise": (frames, 1)}
+        if self._weights_EK is not None:
+            shapes["moments"] = (frames * self._shape[0], self._weights_EK.shape[1])
+        return shapes
+
+    def _net(self, wanted: _Wanted, frames: int) -> _Net:
+        if (wanted, frames) not in self._nets:
+            model = self._rewritten(frames)
+            if self._quantise is not None and not wanted.scaled:
+                self._quantise(model)
+            # A graph without an output does not exist: a model without a key gives its rates.
+            dense = wanted.dense or (self._weights_EK is None and not wanted.surprise)
+            model = with_heads(model, self._weights_EK, dense=dense, surprise=wanted.surprise)
+            model = model if wanted.scaled else with_bytes_in(model)
+            self._nets[wanted, frames] = _Net(core().compile_model(model, "CPU", self._options), frames)
+        return self._nets[wanted, frames]
+
+    def _rewritten(self, frames: int) -> ov.Model:
+        model = self._model.clone()
+        model.reshape([frames, *self._shape])
+        rewrite(model)
+        return model
+
+
+@lru_cache(maxsize=1)
+def core() -> ov.Core:
+    """The one of this process."""
+    return ov.Core()
+
+
+def _filled(counts_NCE: Counts, frames: int) -> Counts:
+    """The counts themselves where they have that many frames and lie in order, else a copy with empty frames behind."""
+    if len(counts_NCE) == frames and counts_NCE.flags.c_contiguous:
+        return counts_NCE if counts_NCE.flags.writeable else _writeable(counts_NCE)
+    filled_NCE: Counts = np.zeros((frames, *counts_NCE.shape[1:]), counts_NCE.dtype)
+    filled_NCE[: len(counts_NCE)] = counts_NCE
+    return filled_NCE
+
+
+def _writeable(counts_NCE: Counts) -> Counts:
+    """The same memory, for a tensor that shares writeable memory only; a graph never writes to what it is given."""
+    memory = (ctypes.c_uint8 * counts_NCE.nbytes).from_address(counts_NCE.ctypes.data)
+    return np.ndarray(counts_NCE.shape, counts_NCE.dtype, memoryview(memory))

@@ -1,0 +1,317 @@
+"""The second stage: the champion's network on every frame, and the swap to the next one between two batches.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.config.schema import SiteConfig
+from filmloop.core.clock import utc_now
+from filmloop.core.errors import TransientError, VerificationError
+from filmloop.core.types import FrameBlock
+from filmloop.edge.latency import Latency
+from filmloop.edge.models import ModelStore, Proven
+from filmloop.edge.quality import QualityMonitor
+from filmloop.edge.ring import NOT_INFERRED, FrameRing
+from filmloop.edge.runtimes import check_served
+from filmloop.edge.runtimes.make import require
+from filmloop.edge.stages.base import Stage
+from filmloop.edge.swap import ModelWatcher, Offer
+from filmloop.ports.registry import Registry
+from filmloop.ports.runtime import InferenceRuntime, Pending
+from filmloop_models.catalog import get as get_model
+
+_log = logging.getLogger(__name__)
+
+_TELL_EVERY_S = 0.2
+_UNINFERRED_FRAMES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeResult:
+    """What the edge makes of one batch, for a subscriber in the same process.
+
+    Attributes:
+        run_number: The run of the first frame.
+        pulse_id_N: uint64 (N,).
+        version: Registry version that made it, '' without a model.
+        rate_NCE: float32 (N, C, E) rates; None without a model. Valid during the call: copy what you keep.
+        phase_N: float32 (N,), the sort key; NaN without a model or a key.
+    """
+
+    run_number: int
+    pulse_id_N: npt.NDArray[np.uint64]
+    version: str
+    rate_NCE: npt.NDArray[np.float32] | None
+    phase_N: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Frames under way, at their places in the ring."""
+
+    places: slice
+    runtime: InferenceRuntime
+    pending: Pending
+
+
+class InferenceStage(Stage):
+    """Infers what the source put into the ring.
+
+    Args:
+        ring: The ring.
+        config: The site.
+        store: Where bundles are kept and proven.
+        registry: Makes a registry client, in the watcher's thread; None never looks for new weights.
+        on_result: Called with every result, in this stage's thread; its time counts against the frame rate.
+    """
+
+    def __init__(
+        self,
+        ring: FrameRing,
+        config: SiteConfig,
+        *,
+        store: ModelStore,
+        registry: Callable[[], Registry] | None,
+        on_result: Callable[[EdgeResult], None] | None = None,
+    ) -> None:
+        super().__init__("inference", ring)
+        self._config, self._store, self._connect, self._on_result = config, store, registry, on_result
+        self._sort_key = get_model(config.model.name).sort_key
+        self._surprise = config.staging.keep_every > 1 and config.staging.keep_surprising > 0
+        # Staging works on whole chunks, but must notice in time that too much waits.
+        self._wake_frames = max(1, min(config.staging.frames_per_chunk, int(config.edge.shed_at * ring.frames) // 4))
+        self._offer = Offer()
+        self._runtime: InferenceRuntime | None = None
+        self._quality = QualityMonitor(config.edge, config.training.holdout, config.frame_shape)
+        self._latency = Latency()
+        self._under_way: deque[_Batch] = deque()
+        self._totals = ring.inference.read()
+        self._started = self._totals["done"]
+        self._told_s = 0.0
+
+    def run(self) -> None:
+        """Work until the source has ended and all its frames are inferred.
+
+        Raises:
+            ConfigError: the runtime that the site names is not to be had here.
+        """
+        watcher = self._start_models()
+        try:
+            self._work()
+        finally:
+            if watcher is not None:
+                watcher.finish()
+        self._totals["ended"] = 1
+        self.ring.inference.write(self._totals)
+        self._tell(at_once=True)
+        self.ring.bells["staging"].ring()
+
+    def _work(self) -> None:
+        """Two batches are under way at a time: while one is computed, the other one's results are put away."""
+        ring = self.ring
+        while True:
+            self._take_offer()
+            ended = ring.source.get("ended")
+            head = ring.source.get("head")
+            if self.hurried and not self._under_way and self._started < head:
+                self._put_uninferred(self.ring.span(self._started, head), NOT_INFERRED)
+            while self._started < head and self._has_lane():
+                self._start(head)
+            if self._under_way:
+                self._finish(self._under_way.popleft())
+            elif self._started == head:
+                if ended:
+                    return
+                self.wait()
+            self._tell()
+
+    def _has_lane(self) -> bool:
+        return self._runtime is None or len(self._under_way) < self._runtime.lanes
+
+    def _start(self, head: int) -> None:
+        """Begin with the next batch; without a model there is nothing to begin."""
+        ring, runtime = self.ring, self._runtime
+        frames = _UNINFERRED_FRAMES if runtime is None else runtime.batch_frames
+        places = ring.span(self._started, min(head, self._started + frames))
+        if runtime is None:
+            self._put_uninferred(places, 0)
+            return
+        self._started += places.stop - places.start
+        pending = runtime.start(ring.counts_FCE[places], dense=self._on_result is not None, surprise=self._surprise)
+        self._under_way.append(_Batch(places=places, runtime=runtime, pending=pending))
+
+    def _finish(self, batch: _Batch) -> None:
+        ring, places = self.ring, batch.places
+        result = batch.pending.result()
+        ring.version_F[places] = int(batch.runtime.version)
+        ring.phase_F[places] = result.phase_N
+        ring.surprise_F[places] = np.nan if result.surprise_N is None else result.surprise_N
+        self._totals["inferred"] += places.stop - places.start
+        self._latency.add(time.monotonic_ns() - int(ring.arrived_ns_F[places.start]))
+        if self._on_result is not None:
+            self._on_result(self._result(places, batch.runtime.version, result.rate_NCE))
+        # Only the weights that are live are judged; the copy is made while the places are still ours.
+        judged = batch.runtime is self._runtime
+        if judged:
+            self._quality.take(self._block(places))
+        self._commit(places)
+        if judged:
+            self._judge(batch.runtime)
+
+    def _put_uninferred(self, places: slice, mark: int) -> None:
+        """Frames without a model are staged all the same; those of an overdue stop go no further."""
+        ring = self.ring
+        ring.version_F[places], ring.phase_F[places], ring.surprise_F[places] = mark, np.nan, np.nan
+        self._started += places.stop - places.start
+        self._totals["no_model" if mark == 0 else "stopped"] += places.stop - places.start
+        if self._on_result is not None and mark == 0:
+            self._on_result(self._result(places, "", None))
+        self._commit(places)
+
+    def _commit(self, places: slice) -> None:
+        """Everything about these frames is in the ring: from here on they are staging's."""
+        before = self._totals["done"]
+        self._totals["done"] = before + places.stop - places.start
+        self.ring.inference.write(self._totals)
+        if self._totals["done"] // self._wake_frames != before // self._wake_frames:
+            self.ring.bells["staging"].ring()
+        self.beat()
+
+    def _result(self, places: slice, version: str, rate_NCE: npt.NDArray[np.float32] | None) -> EdgeResult:
+        ring = self.ring
+        return EdgeResult(
+            run_number=int(ring.run_number_F[places.start]),
+            pulse_id_N=ring.pulse_id_F[places].copy(),
+            version=version,
+            rate_NCE=rate_NCE,
+            phase_N=ring.phase_F[places].copy(),
+        )
+
+    def _block(self, places: slice) -> FrameBlock:
+        ring = self.ring
+        return FrameBlock(
+            run_number=int(ring.run_number_F[places.start]),
+            pulse_id_N=ring.pulse_id_F[places],
+            counts_NCE=ring.counts_FCE[places],
+            flags_N=ring.flags_F[places],
+        )
+
+    def _judge(self, runtime: InferenceRuntime) -> None:
+        """The running quality, from a few frames a batch."""
+        unfit = self._quality.unfit
+        quality = self._quality.score(runtime)
+        if quality is not None:
+            self.news.say(quality=quality.as_json())
+        if self._quality.unfit > unfit:
+            self.news.problem(
+                f"version {runtime.version} made rates that are not finite of {self._quality.unfit} sampled frames"
+            )
+
+    def _start_models(self) -> ModelWatcher | None:
+        """Load the last verified weights, if there are any, and begin to look for newer ones."""
+        live = None
+        if self._config.edge.runtime != "auto":
+            require(self._config.edge.runtime)
+        try:
+            remembered = self._store.remembered()
+            if remembered is not None:
+                self._check(remembered)
+        except (VerificationError, TransientError) as exc:
+            self.news.problem(f"the remembered version was not loaded: {exc.message}")
+            _log.warning("the remembered version was not loaded, looking at the registry: %s", exc.message)
+        else:
+            if remembered is not None:
+                self._runtime = remembered.runtime
+                live = (remembered.runtime.version, remembered.digest)
+                self._say_live(remembered)
+                _log.info("starting with version %s on %s", self._runtime.version, self._runtime.name)
+        if self._connect is None:
+            return None
+        watcher = ModelWatcher(
+            store=self._store,
+            registry=self._connect,
+            offer=self._offer,
+            news=self.news,
+            every_s=self._config.edge.watch_every_s,
+            live=live,
+        )
+        watcher.start()
+        return watcher
+
+    def _take_offer(self) -> None:
+        """Swap, if there is something to swap to and it serves what it should on the very path of the frames."""
+        offered = self._offer.take()
+        if offered is None:
+            return
+        while self._under_way:
+            self._finish(self._under_way.popleft())
+        try:
+            self._check(offered)
+        except VerificationError as exc:
+            self.news.more("swaps_refused")
+            self.news.problem(f"version {offered.runtime.version} refused: {exc.message}")
+            _log.error("version %s refused at the swap: %s %s", offered.runtime.version, exc.message, exc.hint)
+            self._offer.refuse(offered)
+            return
+        before, self._runtime = self._runtime, offered.runtime
+        if before is not None:
+            self._offer.retire(before)
+        self._quality.reset()
+        self.news.more("swaps")
+        self._say_live(offered)
+        _log.info("version %s is live on %s", offered.runtime.version, offered.runtime.name)
+
+    def _check(self, proven: Proven) -> None:
+        """See that it serves what it should on the very path of the frames.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        version = proven.runtime.version
+        try:
+            check_served(
+                proven.runtime,
+                proven.counts_NCE,
+                proven.golden_NCE,
+                tolerance=proven.tolerance,
+                sort_key=self._sort_key,
+            )
+        except VerificationError:
+            raise
+        except Exception as exc:
+            # Vendor code fails in ways that no list covers; here that is one thing, a version not to be used.
+            raise VerificationError(
+                f"Version {version} cannot be served: {type(exc).__name__}: {exc}", ids={"version": version}
+            ) from exc
+
+    def _say_live(self, live: Proven) -> None:
+        self.news.say(
+            version=live.runtime.version, runtime=live.runtime.name, version_since_utc=utc_now(), quality=None,
+            choice=live.choice and live.choice.model_dump(mode="json", exclude={"key"}),
+        )  # fmt: skip
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s < _TELL_EVERY_S and not at_once:
+            return
+        self._told_s = now_s
+        p50_ms, p99_ms, p999_ms = self._latency.percentiles_ms()
+        seen = self._quality.input_statistics()
+        self.news.say(
+            latency_p50_ms=p50_ms,
+            latency_p99_ms=p99_ms,
+            latency_p999_ms=p999_ms,
+            latency_counts={str(bucket): count for bucket, count in enumerate(self._latency.counts) if count},
+            input=seen and seen.as_json(),
+        )
+        self._latency.tick()

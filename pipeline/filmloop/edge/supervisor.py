@@ -1,0 +1,181 @@
+"""Keeps the stages going: starts them, notices that one died or hangs, starts it anew, stops them in order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from filmloop.core.clock import utc_now
+from filmloop.edge.hosts import Host
+from filmloop.edge.ring import ROLES, FrameRing
+
+_log = logging.getLogger(__name__)
+
+POLL_S = 0.02
+_AGAIN_FIRST_S, _AGAIN_CAP_S = 0.25, 30.0
+"""Pauses before a start, while the stage keeps dying before its first beat; one that came up starts again at once."""
+_START_S = 120.0
+"""A stage may take so long until its first beat: it imports, recovers, loads weights."""
+_BEGIN_S = 30.0
+"""The source waits at most so long for the others to come up: frames without a model are staged all the same."""
+_URGENT_S = 1.0
+"""Staging never waits for anything: if a live source finds no room and staging shows no life for so long, it hangs."""
+_FINISH_S = 3.0
+"""Longest that inference, staging and the last seal may take after a stop; with everything else it stays below 5 s."""
+
+
+class Supervisor:
+    """Runs the stages on one ring until all have done their work.
+
+    Args:
+        ring: The ring.
+        hosts: One a stage.
+        stall_after_s: A stage in a process that shows no life for so long is ended and started anew.
+        live: Whether the source does not wait.
+
+    Attributes:
+        restarts: How often each stage was started anew.
+        problem, problem_utc: The newest death of a stage, in words.
+    """
+
+    def __init__(self, ring: FrameRing, hosts: Sequence[Host], *, stall_after_s: float, live: bool = False) -> None:
+        self.restarts = dict.fromkeys(ROLES, 0)
+        self.problem = self.problem_utc = ""
+        self._ring, self._hosts, self._stall_after_s, self._live = ring, list(hosts), stall_after_s, live
+        self._cells = {"source": ring.source, "inference": ring.inference, "staging": ring.staging}
+        self._started_s = dict.fromkeys(ROLES, 0.0)
+        self._again_at_s: dict[str, float] = {}
+        self._pause_s = dict.fromkeys(ROLES, 0.0)
+        # A batch of a large network may rightly take long: whoever was ended for it gets twice the time.
+        self._patience = dict.fromkeys(ROLES, 1.0)
+
+    def run(self, stop: threading.Event) -> None:
+        """Start all stages; return when the data have ended or `stop` was set, and the last frame is accounted for.
+
+        Raises:
+            FilmloopError: a stage cannot go on; the others have ended in order before that.
+        """
+        try:
+            self._run(stop)
+        finally:
+            for host in self._hosts:
+                host.kill()
+            self._close_books()
+
+    def _run(self, stop: threading.Event) -> None:
+        waiting = [host for host in self._hosts if host.role == "source"]
+        for host in self._hosts:
+            if host not in waiting:
+                self._start(host)
+        failure: BaseException | None = None
+        overdue_s = float("inf")
+        while not all(self._has_ended(host) for host in self._hosts):
+            now_s = time.monotonic()
+            if (stop.is_set() or failure is not None) and not self._ring.control.get("stop"):
+                self._tell(stop=1, hurry=0)
+                overdue_s = now_s + _FINISH_S
+            if now_s >= overdue_s and not self._ring.control.get("hurry"):
+                self._tell(stop=1, hurry=1)
+            if now_s >= overdue_s + _FINISH_S / 2:
+                _log.error("a stage does not end: left behind, a restart continues after the last sealed shard")
+                break
+            if waiting and self._may_begin(failure):
+                self._start(waiting.pop())
+            for host in self._hosts:
+                if host not in waiting:
+                    failure = self._look_after(host, now_s, failure)
+            if failure is not None:
+                self._write_off()
+            time.sleep(POLL_S) if stop.is_set() else stop.wait(POLL_S)
+        if failure is not None:
+            raise failure
+
+    def _may_begin(self, failure: BaseException | None) -> bool:
+        """Whether the source may: a live one should not deliver before somebody is there to take its frames."""
+        others_s = [self._started_s[host.role] for host in self._hosts if host.role != "source"]
+        up = all(self._ring.beats[ROLES.index(host.role)] for host in self._hosts if host.role != "source")
+        waited_s = time.monotonic() - min(others_s, default=0.0)
+        return up or waited_s > _BEGIN_S or failure is not None or self._ring.control.get("stop") != 0
+
+    def pids(self) -> dict[str, int]:
+        """Process id of each stage that runs in a process of its own."""
+        return {host.role: host.pid for host in self._hosts if host.pid}
+
+    def _look_after(self, host: Host, now_s: float, failure: BaseException | None) -> BaseException | None:
+        """Start `host` anew if it died or hangs; returns what makes the edge end."""
+        if self._has_ended(host):
+            return failure
+        if host.is_alive():
+            if host.can_restart and self._hangs(host, now_s):
+                host.kill()
+            return failure
+        error = host.failure()
+        if error is not None or not host.can_restart:
+            return failure or error
+        if host.role not in self._again_at_s:
+            self._say(f"{host.role} {host.how_it_ended()}, started anew")
+            came_up = self._ring.beats[ROLES.index(host.role)] > 0
+            pause_s = 0.0 if came_up else min(max(2 * self._pause_s[host.role], _AGAIN_FIRST_S), _AGAIN_CAP_S)
+            self._pause_s[host.role], self._again_at_s[host.role] = pause_s, now_s + pause_s
+        if now_s >= self._again_at_s[host.role]:
+            del self._again_at_s[host.role]
+            self.restarts[host.role] += 1
+            self._start(host)
+        return failure
+
+    def _start(self, host: Host) -> None:
+        self._started_s[host.role] = time.monotonic()
+        host.start()
+
+    def _has_ended(self, host: Host) -> bool:
+        """Whether the stage has done all its work, not merely stopped."""
+        return self._cells[host.role].get("ended") != 0 and not host.is_alive()
+
+    def _hangs(self, host: Host, now_s: float) -> bool:
+        beat_ns = int(self._ring.beats[ROLES.index(host.role)])
+        if not beat_ns:
+            return now_s - self._started_s[host.role] > max(_START_S, self._stall_after_s)
+        silent_s = now_s - beat_ns / 1e9
+        allowed_s = self._stall_after_s * self._patience[host.role]
+        if host.role == "staging" and self._live and self._is_full():
+            allowed_s = min(allowed_s, _URGENT_S)
+        if silent_s <= allowed_s:
+            return False
+        self._patience[host.role] *= 2
+        self._say(f"{host.role} shows no life for {silent_s:.1f} s, ended by force")
+        return True
+
+    def _is_full(self) -> bool:
+        return self._ring.source.get("head") - self._ring.staging.get("taken") >= self._ring.frames
+
+    def _say(self, text: str) -> None:
+        self.problem, self.problem_utc = text, utc_now()
+        _log.error("%s", text)
+
+    def _tell(self, *, stop: int, hurry: int) -> None:
+        self._ring.control.write({"stop": stop, "hurry": hurry})
+        for bell in self._ring.bells.values():
+            bell.ring()
+
+    def _close_books(self) -> None:
+        """Count the frames that stages left behind: nobody else will."""
+        head = self._ring.source.get("head")
+        inference, staging = self._ring.inference.read(), self._ring.staging.read()
+        if inference["done"] < head:
+            inference["stopped"] += head - inference["done"]
+            self._ring.inference.write({**inference, "done": head, "ended": 1})
+        if staging["taken"] < head or staging["appended"] > staging["sealed"]:
+            staging["stopped"] += head - staging["taken"]
+            staging["staging_killed"] += staging["appended"] - staging["sealed"]
+            self._ring.staging.write({**staging, "taken": head, "appended": staging["sealed"], "ended": 1})
+
+    def _write_off(self) -> None:
+        """A stage that is gone for good ends its part no more: those behind it finish what is there."""
+        for host in self._hosts:
+            if not host.is_alive() and not self._has_ended(host):
+                cell = self._cells[host.role]
+                cell.write({**cell.read(), "ended": 1})
+                for bell in self._ring.bells.values():
+                    bell.ring()

@@ -1,0 +1,74 @@
+"""One stage of the edge in a process of its own: `python -m filmloop.edge_stage ROLE RING`, started by the edge service.
+
+What it does stands on the ring's own page: site file, resolved configuration and state folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filmloop.bootstrap import Site, open_ledger, open_registry, open_source
+from filmloop.config.loader import parse_site
+from filmloop.config.paths import Home
+from filmloop.core import log
+from filmloop.core.errors import FilmloopError
+from filmloop.edge.hosts import STOP_SIGNALS, take_over
+from filmloop.edge.news import News
+from filmloop.edge.stages.base import Stage
+from filmloop.edge.stages.source import SourceStage
+
+if TYPE_CHECKING:
+    from filmloop.edge.ring import FrameRing
+
+
+def make_stage(role: str, ring: FrameRing) -> Stage:
+    """The stage for `role`; only what it needs is imported."""
+    spec = ring.spec.read()
+    config, home = parse_site(spec["config"]), Home(Path(spec["home"]))
+    site, live = Site(file=Path(spec["site_file"]), config=config, home=home), config.source.live
+    if role == "source":
+        return SourceStage(ring, open_source(site), config.edge, live=live, until=spec["until"], stay=spec["stay"])
+    if role == "inference":
+        from filmloop.edge.models import ModelStore
+        from filmloop.edge.stages.inference import InferenceStage
+
+        registry = (lambda: open_registry(site, start=False)) if spec["with_registry"] else None
+        return InferenceStage(ring, config, store=ModelStore(config, home), registry=registry)
+    from filmloop.edge.stages.staging import StagingStage
+
+    ledger = open_ledger(site)
+    return StagingStage(ring, config, home=home, stream=site.stream, live=live, may_expire=ledger.may_expire)
+
+
+def run_stage(role: str, ring: FrameRing, make: Callable[[str, FrameRing], Stage]) -> int:
+    """Run one stage to its end; returns the exit code, and leaves an error of ours on the stage's board."""
+    # Ctrl-C and systemd's SIGTERM reach the whole group.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        make(role, ring).main()
+    except FilmloopError as exc:
+        News(ring.boards[role]).fatal(exc)
+        return exc.exit_code
+    return 0
+
+
+def main(role: str, ring_words: str, make: Callable[[str, FrameRing], Stage] = make_stage) -> None:
+    """Be one stage of the service that started this process."""
+    ring = take_over(ring_words)
+    log.configure(level=int(ring.spec.read()["log_level"]))
+    code = run_stage(role, ring, make)
+    logging.shutdown()
+    # Native runtimes may hang while they are taken down; everything that has to be durable is.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

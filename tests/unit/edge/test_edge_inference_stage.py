@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from filmloop.core.errors import VerificationError
+from filmloop.edge.models import Proven
+from filmloop.edge.ring import NOT_INFERRED, FrameRing, RingLayout
+from filmloop.edge.stages.inference import InferenceStage
+from filmloop.edge.swap import ModelWatcher
+from filmloop.ports.registry import CHAMPION
+from filmloop.ports.runtime import Inferred
+from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
+from filmloop_models.catalog import get as get_model
+
+GOLDEN_NCE = pool()[:8]
+SORT_KEY = get_model("mixer").sort_key
+
+
+class Gain:
+    """A network that multiplies; its batches take as long as they are told to."""
+
+    name, batch_frames = "gain", 32
+
+    def __init__(self, version, gain, *, lanes=1, served=None, turned=0.0, pause_s=0.0):
+        self.turned = turned
+        self.version, self.gain, self.lanes, self.pause_s = version, gain, lanes, pause_s
+        self.served = gain if served is None else served
+        self.started, self.closed = [], 0
+
+    def infer(self, counts_NCE):
+        return np.asarray(counts_NCE, np.float32) * np.float32(self.gain)
+
+    def start(self, counts_NCE, *, dense=False, surprise=False):
+        if isinstance(self.served, Exception):
+            raise self.served
+        assert not self.closed, "frames for a runtime that is closed"
+        self.started.append(len(counts_NCE))
+        return Batch(self, counts_NCE, dense)
+
+    def close(self):
+        self.closed += 1
+
+
+class Batch:
+    def __init__(self, runtime, counts_NCE, dense):
+        self.runtime, self.counts_NCE, self.dense = runtime, counts_NCE, dense
+
+    def result(self):
+        time.sleep(self.runtime.pause_s)
+        assert not self.runtime.closed, "a result of a runtime that is closed"
+        rate_NCE = self.counts_NCE.astype(np.float32) * np.float32(self.runtime.served)
+        phase_N = SORT_KEY(rate_NCE) + np.float32(self.runtime.turned)
+        return Inferred(phase_N=phase_N, rate_NCE=rate_NCE if self.dense else None)
+
+
+def proven(runtime):
+    """As the store proves: by `infer`, which a liar answers truly."""
+    return Proven(
+        runtime=runtime,
+        digest=f"d{runtime.version}",
+        counts_NCE=GOLDEN_NCE,
+        golden_NCE=runtime.infer(GOLDEN_NCE),
+        tolerance=1e-3,
+    )
+
+
+class Store:
+    """A model store with nothing in it but what the test says."""
+
+    def __init__(self, live=None, versions=()):
+        self.live, self.versions = live, {version.runtime.version: version for version in versions}
+        self.remembered_as = []
+
+    def remembered(self):
+        if isinstance(self.live, Exception):
+            raise self.live
+        return self.live
+
+    def fetch(self, registry, info):
+        return self.versions[info.version]
+
+    def remember(self, version, digest):
+        self.remembered_as.append(version)
+
+
+@pytest.fixture
+def ring():
+    ring = FrameRing.new(RingLayout(frames=1024, frame_shape=FRAME_SHAPE, labelled=False))
+    yield ring
+    ring.close()
+
+
+class Working:
+    """The stage in a thread, on a ring that the test fills as the source does."""
+
+    def __init__(self, ring, store, *, on_result=None, registry=None):
+        self.ring, self.head, self.failure = ring, ring.source.get("head"), None
+        self.stage = InferenceStage(ring, small_site(), store=store, registry=registry, on_result=on_result)
+        self.thread = threading.Thread(target=self._work)
+
+    def _work(self):
+        try:
+            self.stage.main()
+        except BaseException as exc:
+            self.failure = exc
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        if self.failure is not None:
+            raise self.failure
+
+    def feed(self, frames):
+        ids = np.arange(self.head, self.head + frames)
+        at = ids % self.ring.frames
+        self.ring.pulse_id_F[at], self.ring.counts_FCE[at] = ids, pool()[ids % 64]
+        self.ring.run_number_F[at], self.ring.arrived_ns_F[at] = 1, time.monotonic_ns()
+        self.head += frames
+        self.ring.source.write({**self.ring.source.read(), "head": self.head})
+        self.ring.bells["inference"].ring()
+
+    def end(self):
+        self.ring.source.write({**self.ring.source.read(), "ended": 1})
+        self.ring.bells["inference"].ring()
+
+    def news(self):
+        return self.ring.boards["inference"].read()
+
+
+def until(true, deadline_s=10.0):
+    end_s = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end_s, "did not happen in time"
+        time.sleep(0.002)
+
+
+def keys(frames):
+    return SORT_KEY(pool()[np.arange(frames) % 64].astype(np.float32))
+
+
+def test_every_frame_gets_the_version_and_the_key_of_the_weights_that_made_them(ring):
+    with Working(ring, Store(proven(Gain("7", 2.0)))) as work:
+        work.feed(1000)
+    assert ring.inference.read() == {"done": 1000, "inferred": 1000, "no_model": 0, "stopped": 0, "ended": 1}
+    assert (ring.version_F[:1000] == 7).all()
+    np.testing.assert_allclose(ring.phase_F[:1000], keys(1000), atol=1e-5)
+    assert work.news()["version"] == "7"
+
+
+def test_without_weights_frames_pass_marked_as_such(ring):
+    results = []
+    with Working(ring, Store(), on_result=results.append) as work:
+        work.feed(100)
+    assert ring.inference.get("no_model") == 100
+    assert (ring.version_F[:100] == 0).all()
+    assert np.isnan(ring.phase_F[:100]).all()
+    assert {result.version for result in results} == {""}
+    assert np.concatenate([result.pulse_id_N for result in results]).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_frames_under_way_at_a_swap_belong_to_the_old_version_and_nothing_is_mixed(ring, lanes):
+    old, new = Gain("1", 1.0, lanes=lanes, pause_s=0.01), Gain("2", 5.0, lanes=lanes)
+    results = []
+    with Working(ring, Store(proven(old)), on_result=results.append) as work:
+        work.feed(500)
+        until(lambda: ring.inference.get("done") > 64)
+        work.stage._offer.put(proven(new))
+        until(lambda: work.news().get("version") == "2")
+        work.feed(200)
+    versions = ring.version_F[:700]
+    swapped = int((versions == 1).sum())
+    assert 64 < swapped < 500
+    assert (versions[:swapped] == 1).all()
+    assert (versions[swapped:] == 2).all()
+    for result in results:
+        np.testing.assert_allclose(
+            result.rate_NCE, pool()[result.pulse_id_N % 64] * (1.0 if result.version == "1" else 5.0)
+        )
+    assert sum(len(result.pulse_id_N) for result in results) == 700
+    # Without a watcher the old one waits to be closed, beside the frames.
+    assert (old.closed, new.closed) == (0, 0)
+    work.stage._offer.close_retired()
+    assert (old.closed, new.closed) == (1, 0)
+    # The golden frames of the first check, with rates and without, and then these.
+    assert sum(old.started) == swapped + 2 * len(GOLDEN_NCE)
+
+
+@pytest.mark.parametrize(
+    "lie", [{"served": 5.1}, {"served": float("nan")}, {"served": RuntimeError("no such kernel")}, {"turned": 0.5}]
+)
+def test_a_version_that_serves_other_than_it_was_proven_is_refused_and_the_old_one_stays(ring, lie):
+    """By `infer` it tells the truth; by `start`, the way of the frames, it does not."""
+    old, liar = Gain("1", 1.0), Gain("2", 5.0, **lie)
+    with Working(ring, Store(proven(old))) as work:
+        work.feed(100)
+        work.stage._offer.put(proven(liar))
+        until(lambda: work.news().get("swaps_refused") == 1)
+        work.feed(100)
+    assert (ring.version_F[:200] == 1).all()
+    assert "version 2 refused" in work.news()["problem"]
+    assert work.news()["version"] == "1"
+    assert work.news().get("swaps", 0) == 0
+    assert (old.closed, liar.closed) == (0, 1)
+
+
+def test_a_liar_that_was_remembered_does_not_serve_after_a_restart(ring):
+    with Working(ring, Store(proven(Gain("2", 5.0, served=4.0)))) as work:
+        work.feed(100)
+    assert ring.inference.get("no_model") == 100
+    assert "not loaded" in work.news()["problem"]
+
+
+class Registry:
+    """Names one champion after the other."""
+
+    def __init__(self, version):
+        self.version = version
+
+    def get(self, alias):
+        assert alias == CHAMPION
+        return SimpleNamespace(name="m", version=self.version, bundle_digest=f"d{self.version}")
+
+
+def test_a_version_refused_at_the_swap_is_not_what_a_restart_begins_with(ring):
+    """What is remembered is what is live, also when the watcher had believed in another one."""
+    liar = proven(Gain("2", 5.0, served=4.0))
+    store, registry = Store(proven(Gain("1", 1.0)), [liar]), Registry("2")
+    with Working(ring, store, registry=lambda: registry) as work:
+        work.feed(100)
+        until(lambda: work.news().get("swaps_refused") == 1)
+        until(lambda: store.remembered_as and store.remembered_as[-1] == "1")
+        time.sleep(0.1)
+        assert work.news()["swaps_refused"] == 1, "it is not tried again at once"
+    assert (ring.version_F[:100] == 1).all()
+
+
+def test_a_bundle_that_is_no_longer_what_it_was_is_told_and_frames_go_on_without(ring):
+    with Working(ring, Store(VerificationError("a torn bundle"))) as work:
+        work.feed(10)
+    assert ring.inference.get("no_model") == 10
+    assert "a torn bundle" in work.news()["problem"]
+
+
+def test_an_offer_nobody_took_is_closed_when_a_newer_one_comes(ring):
+    stage = InferenceStage(ring, small_site(), store=Store(), registry=None)
+    first, second = Gain("1", 1.0), Gain("2", 2.0)
+    stage._offer.put(proven(first))
+    stage._offer.put(proven(second))
+    assert first.closed == 1
+    assert stage._offer.take().runtime is second
+    assert stage._offer.take() is None
+
+
+def test_a_life_after_a_kill_goes_on_at_the_first_frame_that_is_not_done(ring):
+    with Working(ring, Store(proven(Gain("7", 2.0)))) as work:
+        work.feed(100)
+        until(lambda: ring.inference.get("done") == 100)
+    # It died with results of the next frames half written.
+    ring.inference.write({**ring.inference.read(), "done": 80, "inferred": 80, "ended": 0})
+    ring.version_F[80:] = 99
+    ring.source.write({**ring.source.read(), "ended": 0})
+    with Working(ring, Store(proven(Gain("8", 2.0)))) as again:
+        again.feed(50)
+    assert ring.inference.get("done") == ring.inference.get("inferred") == 150
+    assert (ring.version_F[:80] == 7).all()
+    assert (ring.version_F[80:150] == 8).all()
+
+
+def test_frames_of_an_overdue_stop_are_marked_and_counted_and_it_ends_at_once(ring):
+    slow = Gain("7", 2.0, pause_s=0.05)
+    with Working(ring, Store(proven(slow))) as work:
+        # Across the end of the ring, twice.
+        work.feed(600)
+        ring.control.write({"stop": 1, "hurry": 1})
+        begun_s = time.monotonic()
+        work.end()
+        work.thread.join(5)
+        assert time.monotonic() - begun_s < 1.0
+    done = ring.inference.read()
+    assert done["done"] == 600 == done["inferred"] + done["stopped"]
+    assert done["stopped"] > 400
+    assert (ring.version_F[:600] == NOT_INFERRED).sum() == done["stopped"]
+
+
+def test_latency_is_from_the_arrival_of_the_oldest_frame_of_a_batch_to_its_result(ring):
+    with Working(ring, Store(proven(Gain("7", 2.0, pause_s=0.05)))) as work:
+        for _ in range(4):
+            work.feed(32)
+            until(lambda: ring.inference.get("done") == work.head)
+    news = work.news()
+    assert 50 <= news["latency_p50_ms"] <= news["latency_p99_ms"] <= news["latency_p999_ms"] < 500
+
+
+@contextmanager
+def named_threads():
+    before = set(threading.enumerate())
+    yield lambda: [thread for thread in threading.enumerate() if thread not in before]
+
+
+def test_the_watcher_ends_with_its_stage(ring):
+    with named_threads() as new:
+        with Working(ring, Store(), registry=lambda: Registry("x")) as work:
+            work.feed(10)
+            until(lambda: any(isinstance(thread, ModelWatcher) for thread in new()))
+        until(lambda: not any(isinstance(thread, ModelWatcher) for thread in new()))
+
+
+def test_the_quality_told_is_that_of_the_live_version(ring):
+    with Working(ring, Store(proven(Gain("1", 1.0)))) as work:
+        work.feed(256)
+        until(lambda: (work.news().get("quality") or {}).get("version") == "1")
+        work.stage._offer.put(proven(Gain("2", 2.0)))
+        until(lambda: work.news().get("version") == "2")
+        assert (work.news().get("quality") or {"version": "2"})["version"] == "2"
+        end_s = time.monotonic() + 10
+        while (work.news().get("quality") or {}).get("version") != "2":
+            assert time.monotonic() < end_s
+            work.feed(32)
+            time.sleep(0.02)

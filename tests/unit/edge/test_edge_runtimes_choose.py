@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from filmloop.bundle import GOLDEN, RESULT
+from filmloop.config.schema import EdgeSection
+from filmloop.core.documents import TrainResult
+from filmloop.core.errors import ConfigError, VerificationError
+from filmloop.edge.runtimes import choose as choosing
+from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, choose, runtime_for
+from filmloop.edge.runtimes.make import NAMES, make_runtime
+from filmloop.testing.models import make_model_bundle
+
+from .conftest import SHAPE
+
+
+def candidates(bundle, version="1", **edge):
+    given = EdgeSection(**{"batch_frames": 32, "threads": 1, **edge})
+    return Candidates(bundle=bundle, version=version, model=TrainResult.read(bundle / RESULT).model, edge=given)
+
+
+@pytest.fixture
+def no_measuring(monkeypatch):
+    def measured(*_):
+        raise AssertionError("it measures")
+
+    return lambda: monkeypatch.setattr(choosing, "_measured", measured)
+
+
+def test_the_fastest_of_what_is_here_and_exact_enough_is_chosen_once(bundle, other_bundle, tmp_path, no_measuring):
+    cache = tmp_path / "edge" / "runtime.json"
+    runtime, choice = runtime_for(candidates(bundle), cache)
+    assert runtime.name == choice.name == max(choice.frames_per_s, key=choice.frames_per_s.get)
+    assert runtime.batch_frames == choice.batch_frames <= 32
+    assert {*choice.frames_per_s, *choice.dropped} == set(NAMES)
+    assert {"torch", "onnxruntime", "openvino-f32", "openvino-bf16"} <= set(choice.frames_per_s)
+    assert choice.relative_rms["openvino-bf16"] < 0.05
+    assert RuntimeChoice.read(cache) == choice
+    no_measuring()
+    again, kept = runtime_for(candidates(other_bundle, version="2"), cache)
+    assert (again.name, again.version, kept) == (choice.name, "2", choice)
+
+
+@pytest.mark.parametrize("changed", [{"threads": 2}, {"latency_budget_ms": 5.0}, {"batch_frames": 16}])
+def test_other_settings_are_measured_anew(bundle, changed):
+    assert candidates(bundle, **changed).key() != candidates(bundle).key()
+
+
+def test_a_choice_kept_for_something_else_or_damaged_is_made_anew(bundle, tmp_path, monkeypatch):
+    cache = tmp_path / "runtime.json"
+    made = RuntimeChoice(
+        name="torch", batch_frames=4, reason="", frames_per_s={}, relative_rms={}, dropped={}, key="of another machine"
+    )
+    monkeypatch.setattr(choosing, "choose", lambda given: made.model_copy(update={"key": given.key()}))
+    made.write(cache)
+    assert runtime_for(candidates(bundle), cache)[0].batch_frames == 4
+    assert RuntimeChoice.read(cache).key == candidates(bundle).key()
+    cache.write_text("{", encoding="utf-8")
+    runtime_for(candidates(bundle), cache)
+    assert RuntimeChoice.read(cache).key == candidates(bundle).key()
+
+
+def test_a_kept_choice_that_does_not_meet_new_weights_is_made_anew(bundle, tmp_path, monkeypatch):
+    """A version without model.onnx comes after one that had it."""
+    cache = tmp_path / "runtime.json"
+    plain = make_model_bundle(tmp_path / "plain", frame_shape=SHAPE)
+    kept = RuntimeChoice(
+        name="openvino-bf16",
+        batch_frames=8,
+        reason="",
+        frames_per_s={},
+        relative_rms={},
+        dropped={},
+        key=candidates(plain).key(),
+    )
+    kept.write(cache)
+    runtime, choice = runtime_for(candidates(plain), cache)
+    assert runtime.name == choice.name == "torch"
+    assert "no model.onnx" in choice.dropped["openvino-bf16"]
+
+
+def test_a_package_that_is_missing_is_no_candidate_and_named_it_is_a_configuration_error(bundle, monkeypatch):
+    monkeypatch.delitem(sys.modules, "filmloop.edge.runtimes.openvino", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "filmloop.edge.runtimes.graph", raising=False)
+    choice = choose(candidates(bundle))
+    assert choice.name in ("torch", "onnxruntime")
+    assert "not installed" in choice.dropped["openvino-bf16"]
+    with pytest.raises(ConfigError, match="openvino-bf16 is not installed") as error:
+        make_runtime("openvino-bf16", bundle, version="1", frame_shape=SHAPE, batch_frames=8)
+    assert "pip install -c constraints.txt -e '.[edge]'" in error.value.hint
+
+
+def test_batches_are_as_small_as_half_the_latency_budget_asks(bundle):
+    # 10 us for a batch: not even one frame of any runtime.
+    choice = choose(candidates(bundle, latency_budget_ms=0.02))
+    assert choice.batch_frames <= 4
+
+
+def test_what_is_not_exact_enough_is_dropped_and_if_nothing_is_the_version_is_refused(bundle):
+    # In float32 OpenVINO's softplus is a polynomial, right to 1.3e-4; in eight bits nothing is as exact as that.
+    choice = choose(candidates(bundle, golden_tolerance=1e-6))
+    assert "openvino-f32" in choice.dropped
+    assert "torch" in choice.frames_per_s
+    with pytest.raises(VerificationError, match="torch differs from its golden pair"):
+        choose(candidates(_shifted(bundle)))
+
+
+def test_a_named_runtime_is_taken_and_nothing_is_measured(bundle, tmp_path, no_measuring):
+    no_measuring()
+    runtime, choice = runtime_for(candidates(bundle, runtime="onnxruntime"), tmp_path / "runtime.json")
+    assert runtime.name == choice.name == "onnxruntime"
+    assert choice.reason == "named in the site file"
+    assert not (tmp_path / "runtime.json").exists()
+
+
+def _shifted(bundle):
+    copy = bundle.with_name("shifted")
+    shutil.copytree(bundle, copy)
+    arrays = load_file(copy / GOLDEN)
+    save_file({**arrays, "rate_NCE": arrays["rate_NCE"] * np.float32(1.2)}, copy / GOLDEN)
+    return copy
