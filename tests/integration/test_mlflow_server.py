@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -128,6 +129,18 @@ def test_a_port_in_use_names_its_holder_and_the_key(home):
             ensure_server(home, Section(port=port))
     assert f"Port {port} is in use by process {os.getpid()}" in caught.value.message
     assert "[registry] port" in caught.value.hint
+
+
+def test_the_port_of_a_server_that_is_still_dying_is_waited_for():
+    held = socket.create_server(("127.0.0.1", free_port()))
+    port = held.getsockname()[1]
+    last = ServerRecord(home="", uri="", port=port, pid=1, start_ticks=1, started_utc=utc_now())
+    with pytest.raises(ConfigError):  # never ours: said at once
+        server._ports(Section(port=port), None)
+    closing = threading.Timer(0.3, held.close)
+    closing.start()
+    assert server._ports(Section(port=port), last) == [port]
+    assert closing.finished.is_set()
 
 
 def test_the_last_port_is_used_again_and_left_if_someone_has_it():

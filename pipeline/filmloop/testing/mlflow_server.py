@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import random
 import shutil
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from filmloop.adapters.mlflow.server import ensure_server, stop_server
@@ -15,10 +17,14 @@ from filmloop.config.schema import MlflowRegistry
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now, below those that Linux gives to outgoing connections.
+
+    One that the kernel chose could go to some client the moment that its server is killed.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(probe.getsockname()[1])
 
 
 @functools.cache

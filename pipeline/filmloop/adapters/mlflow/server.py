@@ -32,6 +32,7 @@ FIRST_PORT, LAST_PORT = 5050, 5149
 """Searched if the site names no port. 5000, MLflow's own default, is often taken."""
 
 _STOP_S = 10.0
+_PORT_PATIENCE_S = 10.0
 _TAIL_LINES = 12
 _log = logging.getLogger(__name__)
 # Popen objects of servers that this process started: polled, so that a dead one is no zombie for ever.
@@ -160,13 +161,28 @@ def _ports(section: Section, last: ServerRecord | None) -> list[int]:
         ConfigError: the one that the site names is taken.
     """
     if section.port:
-        if not port_is_free(section.host, section.port):
+        ours_before = last is not None and last.port == section.port
+        if not _frees(section, patience_s=_PORT_PATIENCE_S if ours_before else 0.0):
             raise _taken(section.port, "[registry] port")
         return [section.port]
     wanted = [last.port] if last else []
     wanted += [port for port in range(FIRST_PORT, LAST_PORT + 1) if port not in wanted]
     free = (port for port in wanted if port_is_free(section.host, port))
     return [port for port, _ in zip(free, range(3), strict=False)]
+
+
+def _frees(section: Section, patience_s: float) -> bool:
+    """Whether the named port is free, or becomes so in time.
+
+    A killed server counts as gone once its main thread is; the kernel closes its sockets a moment later, when the last
+    of its threads has ended.
+    """
+    end = time.monotonic() + patience_s
+    while not port_is_free(section.host, section.port):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _taken(port: int, key: str) -> ConfigError:
