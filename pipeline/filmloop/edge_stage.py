@@ -26,6 +26,10 @@ from filmloop.edge.stages.source import SourceStage
 if TYPE_CHECKING:
     from filmloop.edge.ring import FrameRing
 
+_SWITCH_S = 2e-4
+"""Longest that a thread waits for Python's lock while another computes in Python. With Python's own 5 ms, frames waited for
+the watcher, who reads and rewrites graphs of new weights: p99 of a batch in the meantime 19 instead of 9 ms."""
+
 
 def make_stage(role: str, ring: FrameRing) -> Stage:
     """The stage for `role`; only what it needs is imported."""
@@ -62,6 +66,7 @@ def run_stage(role: str, ring: FrameRing, make: Callable[[str, FrameRing], Stage
 
 def main(role: str, ring_words: str, make: Callable[[str, FrameRing], Stage] = make_stage) -> None:
     """Be one stage of the service that started this process."""
+    sys.setswitchinterval(_SWITCH_S)
     ring = take_over(ring_words)
     log.configure(level=int(ring.spec.read()["log_level"]))
     code = run_stage(role, ring, make)

@@ -97,6 +97,11 @@ class StagingSection(Section):
         "and the log says so",
     )
 
+    @property
+    def stages_surprising(self) -> bool:
+        """Whether frames are kept for being surprising: then inference has to say how surprising each is."""
+        return self.keep_every > 1 and self.keep_surprising > 0
+
     @model_validator(mode="after")
     def _keeps_what_it_may(self) -> Self:
         if self.keep_shards > self.max_shards:

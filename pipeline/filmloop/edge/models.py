@@ -21,7 +21,7 @@ from filmloop.edge.quality import SCORED_FRAMES
 from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, runtime_for
 from filmloop.edge.runtimes.make import tolerance_of
 from filmloop.ports.registry import Registry
-from filmloop.ports.runtime import InferenceRuntime
+from filmloop.ports.runtime import InferenceRuntime, Wanted
 from filmloop_models.catalog import get as get_model
 
 _log = logging.getLogger(__name__)
@@ -65,11 +65,15 @@ class ModelStore:
     Args:
         config: The site.
         home: Its state folder.
+        dense: Whether somebody wants the rates of every frame.
 
+    Attributes:
+        wanted: What is asked of every batch; a version is tried on this way.
     """
 
-    def __init__(self, config: SiteConfig, home: Home) -> None:
+    def __init__(self, config: SiteConfig, home: Home, *, dense: bool = False) -> None:
         self._config = config
+        self.wanted = Wanted(dense=dense, surprise=config.staging.stages_surprising)
         self._folder, self._live = home.edge_models, home.edge / "live.json"
         self._choices = home.edge / "runtime.json"
 
@@ -119,7 +123,9 @@ class ModelStore:
                 f"The golden pair of version {version} has frames of shape {counts_NCE.shape[1:]}.",
                 ids={"version": version},
             )
-        candidates = Candidates(bundle=folder, version=version, model=result.model, edge=self._config.edge)
+        candidates = Candidates(
+            bundle=folder, version=version, model=result.model, edge=self._config.edge, wanted=self.wanted
+        )
         try:
             runtime, choice = runtime_for(candidates, self._choices)
             # What the running quality will ask for is compiled here, not between two batches of frames.

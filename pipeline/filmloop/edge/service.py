@@ -131,7 +131,7 @@ class EdgeService:
             return InferenceStage(
                 ring,
                 self._config,
-                store=ModelStore(self._config, self._home),
+                store=ModelStore(self._config, self._home, dense=self._on_result is not None),
                 registry=self._connect,
                 on_result=self._on_result,
             )

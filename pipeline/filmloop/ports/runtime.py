@@ -6,7 +6,7 @@ Shape suffixes: N frames, C channels, E energy bins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,21 @@ class Inferred:
     phase_N: npt.NDArray[np.float32]
     rate_NCE: npt.NDArray[np.float32] | None = None
     surprise_N: npt.NDArray[np.float32] | None = None
+
+
+class Wanted(NamedTuple):
+    """What the edge asks of every batch beside its keys.
+
+    Attributes:
+        dense: Rates.
+        surprise: Misfits.
+    """
+
+    dense: bool = False
+    surprise: bool = False
+
+
+KEYS_ONLY = Wanted()
 
 
 class Pending(Protocol):

@@ -269,6 +269,24 @@ def test_the_runtime_makes_what_the_bundle_says(tmp_path, home, registry):
     assert runtime.infer(pool()[:3]).shape == (3, *FRAME_SHAPE)
 
 
+@pytest.mark.parametrize(("dense", "surprising"), [(False, False), (True, False), (False, True)])
+def test_what_serves_was_compiled_while_it_was_proven_and_nothing_else(tmp_path, home, dense, surprising):
+    bundle = bundle_of(tmp_path, 1, onnx=True)
+    staging = {"keep_every": 4, "keep_surprising": 0.1} if surprising else {}
+    store = ModelStore(small_site(edge={"runtime": "openvino-f32"}, staging=staging), home, dense=dense)
+    digest = TrainResult.read(bundle / names.RESULT).bundle_digest()
+    runtime = store.prove(bundle, version="1", digest=digest).runtime
+    compiled = set(runtime._nets)
+    assert len(compiled) == 3, "batches of 16 and 32, and the sample"
+    for frames in (1, 16, 17, 32):
+        inferred = runtime.start(pool()[:frames], dense=store.wanted.dense, surprise=store.wanted.surprise).result()
+        assert (inferred.rate_NCE is not None, inferred.surprise_N is not None) == (dense, surprising)
+        runtime.infer(pool()[:frames])
+        runtime.infer(pool()[:frames].astype(np.float32))
+    assert set(runtime._nets) == compiled
+    runtime.close()
+
+
 def test_a_live_version_that_the_disk_did_not_take_is_remembered_at_a_later_look(tmp_path, home, registry, monkeypatch):
     watcher, offer, news = watching(home, registry)
     version = register(registry, bundle_of(tmp_path, 1))

@@ -11,6 +11,7 @@ from filmloop.core.errors import ConfigError, VerificationError
 from filmloop.edge.runtimes.checks import check_golden, check_served
 from filmloop.edge.runtimes.cuda import CudaRuntime, is_available
 from filmloop.edge.runtimes.make import require
+from filmloop.ports.runtime import Wanted
 from filmloop.training.load import load_module
 from filmloop_models.catalog import get
 
@@ -44,10 +45,11 @@ def test_new_weights_serve_in_graphs_that_were_captured_before(bundle, other_bun
 
 def test_weights_that_a_captured_graph_does_not_read_are_caught(bundle, other_bundle):
     runtime, _ = runtime_of(bundle)
-    check_served(runtime, *load_golden(bundle), tolerance=1e-4, sort_key=SORT_KEY)
+    wanted = Wanted(dense=True)
+    check_served(runtime, *load_golden(bundle), tolerance=1e-4, wanted=wanted)
     runtime._module = load_module(other_bundle)  # exchanged, not copied: the trap
     with pytest.raises(VerificationError, match="differs from its golden pair"):
-        check_served(runtime, *load_golden(other_bundle), tolerance=1e-4, sort_key=SORT_KEY)
+        check_served(runtime, *load_golden(other_bundle), tolerance=1e-4, wanted=wanted)
 
 
 def test_keys_alone_that_are_stale_are_caught_too(bundle, other_bundle):

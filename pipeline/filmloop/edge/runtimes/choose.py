@@ -24,7 +24,7 @@ from filmloop.edge.runtimes.checks import check_bright, check_finite, check_gold
 from filmloop.edge.runtimes.make import NAMES, make_runtime, tolerance_of
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
 from filmloop.edge.runtimes.torch_cpu import cores
-from filmloop.ports.runtime import InferenceRuntime
+from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
 from filmloop_models import catalog
 
 _log = logging.getLogger(__name__)
@@ -56,12 +56,14 @@ class Candidates:
         version: Registry version of its weights.
         model: What the bundle's result says of its network.
         edge: Settings of the edge.
+        wanted: What it asks of every batch.
     """
 
     bundle: Path
     version: str
     model: ModelChoice
     edge: EdgeSection
+    wanted: Wanted = KEYS_ONLY
 
     def made(self, name: str, batch_frames: int) -> InferenceRuntime:
         """The runtime of that name, unchecked; see `make_runtime`."""
@@ -84,12 +86,15 @@ class Candidates:
         spec, (counts_NCE, golden_NCE) = catalog.get(self.model.name), load_golden(self.bundle)
         runtime = self.made(name, batch_frames)
         try:
-            check_finite(runtime, self.model.frame_shape, batch_frames)
+            check_finite(runtime, self.model.frame_shape, batch_frames, self.wanted)
             tolerance = tolerance_of(name, model=spec.tolerance, full=self.edge.golden_tolerance)
-            return runtime, check_golden(runtime, counts_NCE, golden_NCE, tolerance=tolerance, sort_key=spec.sort_key)
+            difference = check_golden(
+                runtime, counts_NCE, golden_NCE, tolerance=tolerance, sort_key=spec.sort_key, wanted=self.wanted
+            )
         except BaseException:
             runtime.close()
             raise
+        return runtime, difference
 
     def key(self) -> str:
         """Digest of everything that the choice depends on but the weights."""

@@ -27,16 +27,18 @@ from filmloop.edge.runtimes.quantise import quantiser
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
 
-_BREATH_S = 0.002
+_BREATH_S = 0.02
 _SIZES = (16, 64, 256)
 """Frames that graphs are compiled for, beside `batch_frames`. Above 256 the layers' outputs outgrow a core's L2."""
 
+_SAMPLE_FRAMES = 64
+"""Frames of one `infer`: it is for samples and golden pairs."""
 _MOST_LANES = 8
 _KEPT_BATCHES = 2
 """A result is the caller's until so many later batches are finished."""
 
 
-class _Wanted(NamedTuple):
+class _Kind(NamedTuple):
     """What a graph takes and gives."""
 
     scaled: bool  # float32 counts instead of uint8
@@ -110,6 +112,7 @@ class OpenVinoRuntime:
         }
         self._part = min(batch_frames, max(_SIZES))
         self._sizes = sorted({size for size in _SIZES if size < self._part} | {self._part})
+        self._sample = min(_SAMPLE_FRAMES, self._part)
         parts = -(-batch_frames // self._part)
         self.lanes = min(_MOST_LANES, max(2, -(-2 * threads // parts)))
         self._quantise: Callable[[ov.Model], None] | None = None
@@ -117,18 +120,19 @@ class OpenVinoRuntime:
             # The beam may become brighter than it was when the weights were trained.
             frames_NCE = np.concatenate([calibration_NCE, brightened(calibration_NCE, 2)])
             self._quantise = quantiser(self._rewritten(len(frames_NCE)), frames_NCE, core())
-        self._nets: dict[tuple[_Wanted, int], _Net] = {}
+        self._bases: dict[int, ov.Model] = {}
+        self._nets: dict[tuple[_Kind, int], _Net] = {}
         self._under_way: deque[Later] = deque()
         shapes = self._shapes(parts * self._part)
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
 
     def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
-        return self._start(counts_NCE, _Wanted(scaled=False, dense=dense, surprise=surprise))
+        return self._start(counts_NCE, _Kind(scaled=False, dense=dense, surprise=surprise))
 
     def infer(self, counts_NCE: Counts) -> Floats:
-        """Counts (N, C, E) to rates (N, C, E) float32."""
-        return in_batches(self._rates, counts_NCE, self.batch_frames)
+        """Counts (N, C, E) to rates (N, C, E) float32, a few frames at a time: one graph is enough for a sample."""
+        return in_batches(self._rates, counts_NCE, self._sample)
 
     def close(self) -> None:
         """Wait for what is under way and free everything."""
@@ -143,34 +147,37 @@ class OpenVinoRuntime:
             del net
             time.sleep(_BREATH_S)
         self._slots.clear()
+        self._bases.clear()
 
     def _rates(self, counts_NCE: Counts) -> Floats:
-        wanted = _Wanted(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
-        rate_NCE = self._start(counts_NCE, wanted).result().rate_NCE
+        if self._quantise is None:
+            counts_NCE = counts_NCE.astype(np.float32, copy=False)
+        kind = _Kind(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
+        rate_NCE = self._start(_filled(counts_NCE, self._sample), kind).result().rate_NCE
         assert rate_NCE is not None
-        return rate_NCE
+        return rate_NCE[: len(counts_NCE)]
 
-    def _start(self, counts_NCE: Counts, wanted: _Wanted) -> Later:
+    def _start(self, counts_NCE: Counts, kind: _Kind) -> Later:
         while len(self._under_way) >= self.lanes:
             self._under_way.popleft().result()
         self._slots.rotate(-1)
         slot, running = self._slots[-1], []
         for first in range(0, len(counts_NCE), self._part):
             part_NCE = counts_NCE[first : first + self._part]
-            net = self._net(wanted, next(size for size in self._sizes if size >= len(part_NCE)))
+            net = self._net(kind, next(size for size in self._sizes if size >= len(part_NCE)))
             given_NCE = _filled(part_NCE, net.frames)
-            running.append((net, self._run(net, wanted, given_NCE, slot, first), given_NCE))
+            running.append((net, self._run(net, kind, given_NCE, slot, first), given_NCE))
         # The lambda keeps the counts alive, whose memory the requests share.
-        pending = Later(lambda batch: self._finish(batch, running, slot, len(counts_NCE), wanted))
+        pending = Later(lambda batch: self._finish(batch, running, slot, len(counts_NCE), kind))
         self._under_way.append(pending)
         return pending
 
-    def _run(self, net: _Net, wanted: _Wanted, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
+    def _run(self, net: _Net, kind: _Kind, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
         """Begin with one part; its outputs go straight to their place in the slot."""
         request = net.request()
         # The tensor shares the array's memory and does not keep it alive: `_start` does.
         request.set_input_tensor(ov.Tensor(part_NCE, shared_memory=True))
-        for number, (name, rows) in enumerate(self._outputs(wanted)):
+        for number, (name, rows) in enumerate(self._outputs(kind)):
             place = slot[name][first * rows : (first + net.frames) * rows]
             request.set_output_tensor(number, ov.Tensor(place, shared_memory=True))
         request.start_async()
@@ -182,7 +189,7 @@ class OpenVinoRuntime:
         running: list[tuple[_Net, ov.InferRequest, Counts]],
         slot: _Slot,
         frames: int,
-        wanted: _Wanted,
+        kind: _Kind,
     ) -> Inferred:
         for net, request, _ in running:
             request.wait()
@@ -194,15 +201,15 @@ class OpenVinoRuntime:
             moment_NCK = slot["moments"][: frames * channels].reshape(frames, channels, -1)
         return Inferred(
             phase_N=phase_of(self._sort_key, moment_NCK, frames),
-            rate_NCE=slot["rates"][:frames] if wanted.dense else None,
-            surprise_N=slot["surprise"][:frames, 0] if wanted.surprise else None,
+            rate_NCE=slot["rates"][:frames] if kind.dense else None,
+            surprise_N=slot["surprise"][:frames, 0] if kind.surprise else None,
         )
 
-    def _outputs(self, wanted: _Wanted) -> list[tuple[str, int]]:
+    def _outputs(self, kind: _Kind) -> list[tuple[str, int]]:
         """Outputs in order, each with its rows per frame."""
         outputs = [("moments", self._shape[0])] if self._weights_EK is not None else []
-        outputs += [("rates", 1)] if wanted.dense else []
-        outputs += [("surprise", 1)] if wanted.surprise else []
+        outputs += [("rates", 1)] if kind.dense else []
+        outputs += [("surprise", 1)] if kind.surprise else []
         return outputs
 
     def _shapes(self, frames: int) -> dict[str, tuple[int, ...]]:
@@ -211,17 +218,19 @@ class OpenVinoRuntime:
             shapes["moments"] = (frames * self._shape[0], self._weights_EK.shape[1])
         return shapes
 
-    def _net(self, wanted: _Wanted, frames: int) -> _Net:
-        if (wanted, frames) not in self._nets:
-            model = self._rewritten(frames)
-            if self._quantise is not None and not wanted.scaled:
+    def _net(self, kind: _Kind, frames: int) -> _Net:
+        if (kind, frames) not in self._nets:
+            if frames not in self._bases:
+                self._bases[frames] = self._rewritten(frames)
+            model = self._bases[frames].clone()
+            if self._quantise is not None and not kind.scaled:
                 self._quantise(model)
             # A graph without an output does not exist: a model without a key gives its rates.
-            dense = wanted.dense or (self._weights_EK is None and not wanted.surprise)
-            model = with_heads(model, self._weights_EK, dense=dense, surprise=wanted.surprise)
-            model = model if wanted.scaled else with_bytes_in(model)
-            self._nets[wanted, frames] = _Net(core().compile_model(model, "CPU", self._options), frames)
-        return self._nets[wanted, frames]
+            dense = kind.dense or (self._weights_EK is None and not kind.surprise)
+            model = with_heads(model, self._weights_EK, dense=dense, surprise=kind.surprise)
+            model = model if kind.scaled else with_bytes_in(model)
+            self._nets[kind, frames] = _Net(core().compile_model(model, "CPU", self._options), frames)
+        return self._nets[kind, frames]
 
     def _rewritten(self, frames: int) -> ov.Model:
         model = self._model.clone()
