@@ -35,7 +35,7 @@ from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
 FRAME_SHAPE = (16, 128)
-BATCH_FRAMES, CHUNK_FRAMES, CHUNK_HITS = 256, 1024, 262144
+BATCH_FRAMES, CHUNK_FRAMES, CHUNK_HITS = 1024, 1024, 262144
 POOL_FRAMES = 32768
 """Drawn once and shown again and again: 64 MB, more than the caches hold, so frames come from memory as they would."""
 
