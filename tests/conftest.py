@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from filmloop.config.paths import Home
+from filmloop.testing.slurm import PACKAGES, SlurmRig, missing_programs, slurm_rig
 
 CHECKOUT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FILMLOOP_DATA", CHECKOUT / "../shared/data")).resolve()
@@ -42,6 +43,23 @@ def sample() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def _slurm_rig() -> Iterator[SlurmRig]:
+    if missing := missing_programs():
+        pytest.skip(f"SLURM NOT TESTED: no {missing[0]} here; .ci/system installs {', '.join(PACKAGES)} (Debian, root)")
+    with slurm_rig() as rig:
+        yield rig
+
+
+@pytest.fixture
+def slurm(_slurm_rig: SlurmRig, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmRig]:
+    """A real Slurm with two idle nodes, started once a session; its commands speak to it during the test."""
+    for name, value in _slurm_rig.environ.items():
+        monkeypatch.setenv(name, value)
+    yield _slurm_rig
+    _slurm_rig.clear()
 
 
 @pytest.fixture

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
 from filmloop.config.sources import PvAccessSource, ReplaySource, SimulatorSource, Source, ZeroMqSource
 from filmloop.core.documents import HoldoutPolicy, TrainHyper
 from filmloop.core.fsio import canonical_json, sha256_bytes
 
-__all__ = ["PvAccessSource", "ReplaySource", "Section", "SimulatorSource", "SiteConfig", "ZeroMqSource"]
+__all__ = [
+    "PbsLauncher",
+    "PvAccessSource",
+    "ReplaySource",
+    "Section",
+    "SimulatorSource",
+    "SiteConfig",
+    "SlurmLauncher",
+    "ZeroMqSource",
+]
 
 
 class FrameSection(Section):
@@ -126,6 +136,9 @@ class LocalLauncher(Section):
     threads: int = Field(1, ge=1, description="CPU threads of each rank")
 
 
+Launcher = Annotated[LocalLauncher | SlurmLauncher | PbsLauncher, Field(discriminator="kind")]
+
+
 class MlflowRegistry(Section):
     """An MLflow tracking server with its model registry."""
 
@@ -177,7 +190,7 @@ class SiteConfig(Section):
     edge: EdgeSection = EdgeSection()
     staging: StagingSection = StagingSection()
     mover: LocalMover = LocalMover()
-    launcher: LocalLauncher = LocalLauncher()
+    launcher: Launcher = LocalLauncher()
     registry: MlflowRegistry = MlflowRegistry()
     training: TrainingSection = TrainingSection()
     gate: GatePolicy = GatePolicy()

@@ -112,7 +112,7 @@ class SlurmRig:
         munge = self.folder / "munge"
         self._run(
             "munged", "--foreground", f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={munge}/pid",
-            f"--seed-file={munge}/seed", f"--log-file={munge}/log", "--num-threads=2", "--force",
+            f"--seed-file={munge}/seed", "--num-threads=2", "--force",
         )  # fmt: skip
         self._wait(lambda: (munge / "socket").exists(), "munged")
         self._run("slurmctld", "-D", "-c")

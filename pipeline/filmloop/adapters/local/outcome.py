@@ -12,6 +12,8 @@ from filmloop.core.errors import DataError, TerminatedError, TransientError
 from filmloop.core.fsio import read_json
 from filmloop.ports.launcher import LaunchStatus
 
+_STARTERS = ("srun: ", "slurmstepd: ", "filmloop: ")
+
 
 def status_of(ended: Exit, folder: Path) -> LaunchStatus:
     """What an orderly end means. Success takes exit code 0 and a finished bundle: a failed run must never ship."""
@@ -69,8 +71,13 @@ def _detail(ended: Exit, code: int, error: dict[str, Any], tail: str) -> str:
         return str(error["message"])
     if (number := _signal_of(code)) is not None:
         return f"A process of it was killed by signal {number} ({signal.strsignal(number)}); did the memory run out?"
-    last = tail.strip().rpartition("\n")[2]
-    return f"It ended with exit code {ended.exit_code}; the last line of its log: {last}"
+    return f"It ended with exit code {ended.exit_code}; the last line of its log: {last_words(tail)}"
+
+
+def last_words(tail: str) -> str:
+    """The last line of the log that is the trainer's own; those who started it may have the last word."""
+    lines = [line for line in tail.splitlines() if line.strip() and not line.startswith(_STARTERS)]
+    return lines[-1] if lines else ""
 
 
 def trainer_error(folder: Path) -> dict[str, Any]:
