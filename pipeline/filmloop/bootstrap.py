@@ -21,6 +21,7 @@ from filmloop.ledger import Ledger
 if TYPE_CHECKING:
     from filmloop.edge.service import EdgeService
     from filmloop.journal import CycleParts
+    from filmloop.ports.launcher import Launcher
     from filmloop.ports.registry import Registry
     from filmloop.ports.source import FrameSource
 
@@ -160,9 +161,24 @@ def stage_spec(site: Site, *, with_registry: bool) -> dict[str, Any]:
     }
 
 
+def open_launcher(config: SiteConfig) -> Launcher:
+    """What starts the site's training; nothing is asked or started yet."""
+    section = config.launcher
+    if section.kind == "slurm":
+        from filmloop.adapters.slurm.launcher import SlurmLauncher
+
+        return SlurmLauncher(section=section)
+    if section.kind == "pbs":
+        from filmloop.adapters.pbs.launcher import PbsLauncher
+
+        return PbsLauncher(section=section)
+    from filmloop.adapters.local.launcher import LocalLauncher
+
+    return LocalLauncher(section=section)
+
+
 def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
     """All that a cycle works with."""
-    from filmloop.adapters.local.launcher import LocalLauncher
     from filmloop.adapters.local.mover import LocalMover
     from filmloop.journal import CycleParts
 
@@ -172,7 +188,7 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
         home=home,
         ledger=ledger,
         mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
-        launcher=LocalLauncher(section=config.launcher),
+        launcher=open_launcher(config),
         registry=registry,
         stream=site.stream,
         frame_shape=config.frame_shape,

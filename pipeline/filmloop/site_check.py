@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from filmloop.bootstrap import Site, open_source
+from filmloop.adapters.batch.launcher import BatchLauncher
+from filmloop.bootstrap import Site, open_launcher, open_source
+from filmloop.config.schema import LocalLauncher
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, sha256_bytes
 from filmloop.core.retry import wait_until
@@ -48,6 +50,9 @@ def check_site(site: Site) -> Iterator[Finding]:
         ("launcher", _launcher),
         ("registry", _registry),
     ):
+        if item == "launcher" and site.config.launcher.kind != "local":
+            yield from _batch_launcher(site)
+            continue
         yield _found(item, look, site)
 
 
@@ -166,8 +171,22 @@ def _mover(site: Site) -> Finding:
     return Finding(item="mover", state="ok", detail=f"a file reached {home.cluster} and was verified there")
 
 
+def _batch_launcher(site: Site) -> Iterator[Finding]:
+    from filmloop.adapters.batch.check import check_batch
+
+    launcher = open_launcher(site.config)
+    assert isinstance(launcher, BatchLauncher)
+    checks = check_batch(
+        launcher.dialect, launcher.section, runs=site.home.cluster / "runs", deadline_s=site.config.training.deadline_s
+    )
+    for check in checks:
+        state: Literal["ok", "warn", "fail"] = "ok" if not check.hint else "fail" if check.fatal else "warn"
+        yield Finding(item=check.item, state=state, detail=check.detail, hint=check.hint)
+
+
 def _launcher(site: Site) -> Finding:
     section = site.config.launcher
+    assert isinstance(section, LocalLauncher)
     if importlib.util.find_spec("torch") is None:
         return Finding(item="launcher", state="fail", detail="torch is not installed", hint="`make install`")
     cores = len(os.sched_getaffinity(0))

@@ -50,6 +50,10 @@ class BatchLauncher:
         dialect: The batch system.
         command: Runs on every node instead of torchrun and `filmloop.training.entry`, followed by the path of `job.json`.
         grace_s: Time that the trainer has for a checkpoint between SIGTERM and SIGKILL.
+
+    Attributes:
+        section: As given.
+        dialect: As given.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class BatchLauncher:
         command: Sequence[str] | None = None,
         grace_s: float = 20.0,
     ) -> None:
-        self._section, self._dialect, self._command, self._grace_s = section, dialect, command, grace_s
+        self.section, self.dialect, self._command, self._grace_s = section, dialect, command, grace_s
         self._seen: dict[str, tuple[float, Look]] = {}
 
     def submit(self, job: TrainJob) -> str:
@@ -102,7 +106,7 @@ class BatchLauncher:
             lambda: None if self.poll(handle).state in ("pending", "running") else True,
             deadline_s=self._grace_s + _END_S,
             what=f"The end of job {folder.name}",
-            hint=f"{self._dialect.name} was told to end it; look for its processes on the nodes.",
+            hint=f"{self.dialect.name} was told to end it; look for its processes on the nodes.",
         )
 
     def _stands(self, folder: Path, attempt: Attempt | None) -> LaunchStatus:
@@ -120,7 +124,7 @@ class BatchLauncher:
                 log_tail=log_tail(folder),
                 progress=last_metrics(folder),
             )
-        where = f"{self._dialect.name} job {batch_id}"
+        where = f"{self.dialect.name} job {batch_id}"
         if look.phase == "waiting":
             return self._waits(folder, attempt, started if runs else None, f"{where} waits: {look.word} {look.reason}")
         if look.phase == "running":
@@ -134,10 +138,10 @@ class BatchLauncher:
 
     def _waits(self, folder: Path, attempt: Attempt, started: Started | None, detail: str) -> LaunchStatus:
         since = max(attempt.submitted_utc, started.started_utc if started else "")
-        if time.time() - epoch_s(since) > self._section.queue_wait_s and not (folder / CANCEL).exists():
+        if time.time() - epoch_s(since) > self.section.queue_wait_s and not (folder / CANCEL).exists():
             with suppress(TransientError):
                 self._withdraw(
-                    folder, f"It waited {self._section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
+                    folder, f"It waited {self.section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
                 )
         return LaunchStatus(
             state="pending", detail=detail.strip(), log_tail=log_tail(folder), progress=last_metrics(folder)
@@ -150,7 +154,7 @@ class BatchLauncher:
         attempt = Attempt.read(folder)
         if attempt is not None and (batch_id := self._batch_id(folder, attempt)):
             self._seen.pop(batch_id, None)
-            self._dialect.cancel(batch_id)
+            self.dialect.cancel(batch_id)
 
     def _known(self, handle: str) -> Path:
         folder = Path(handle)
@@ -179,36 +183,36 @@ class BatchLauncher:
         before = Attempt.read(folder)
         if before is not None and before.batch_id:
             with suppress(FilmloopError):  # it has ended, or nobody knows it; never two at once all the same
-                self._dialect.cancel(before.batch_id)
-        limit_s = time_limit_s(self._section, job.deadline_s)
+                self.dialect.cancel(before.batch_id)
+        limit_s = time_limit_s(self.section, job.deadline_s)
         token = secrets.token_hex(16)
         attempt = Attempt(
             attempt=before.attempt + 1 if before is not None else 1,
             token=token,
             name=f"fl-{hashlib.sha256(token.encode()).hexdigest()[:12]}",
-            command=(*self._dialect.across_nodes(self._runner()), str(folder / JOB)),
-            stop=self._dialect.stop_ranks(),
-            threads=self._section.threads,
+            command=(*self.dialect.across_nodes(self._runner()), str(folder / JOB)),
+            stop=self.dialect.stop_ranks(),
+            threads=self.section.threads,
             deadline_s=job.deadline_s,
-            save_after_s=max(1.0, limit_s - self._section.save_before_s),
+            save_after_s=max(1.0, limit_s - self.section.save_before_s),
             grace_s=self._grace_s,
             submitted_utc=utc_now(),
         )
-        script = render(self._dialect, self._section, folder=folder, name=attempt.name, token=token, limit_s=limit_s)
+        script = render(self.dialect, self.section, folder=folder, name=attempt.name, token=token, limit_s=limit_s)
         atomic_write_bytes(folder / SCRIPT, script.encode())
         for stale in (EXIT, ERROR):
             (folder / stale).unlink(missing_ok=True)
         attempt.write(folder)
-        batch_id = self._dialect.submit(folder / SCRIPT, lock=lock)
+        batch_id = self.dialect.submit(folder / SCRIPT, lock=lock)
         replace(attempt, batch_id=batch_id).write(folder)
 
     def _runner(self) -> tuple[str, ...]:
         if self._command is not None:
             return tuple(self._command)
-        python = self._section.python or _this_python()
+        python = self.section.python or _this_python()
         together = (
-            f"--nnodes={self._section.nodes}",
-            f"--nproc-per-node={self._section.processes_per_node}",
+            f"--nnodes={self.section.nodes}",
+            f"--nproc-per-node={self.section.processes_per_node}",
             "--rdzv-backend=c10d",
             f"--rdzv-endpoint={HOST}:{PORT}",
             f"--rdzv-id={RUN}",
@@ -222,7 +226,7 @@ class BatchLauncher:
         started = Started.read(folder)
         if started is not None and started.token == attempt.token and started.batch_id:
             return started.batch_id
-        return self._dialect.find(attempt)
+        return self.dialect.find(attempt)
 
     def _remember_id(self, folder: Path) -> None:
         attempt = Attempt.read(folder)
@@ -231,8 +235,8 @@ class BatchLauncher:
 
     def _look(self, batch_id: str) -> Look:
         asked_s, look = self._seen.get(batch_id, (float("-inf"), Look(phase="gone")))
-        if time.monotonic() - asked_s >= self._section.poll_s:
-            look = self._dialect.look(batch_id)
+        if time.monotonic() - asked_s >= self.section.poll_s:
+            look = self.dialect.look(batch_id)
             self._seen[batch_id] = (time.monotonic(), look)
         return look
 

@@ -39,7 +39,7 @@ class SlurmDialect:
     """See `adapters.batch.dialect.Dialect`."""
 
     name = "Slurm"
-    commands = ("sbatch", "srun", "squeue", "scancel")
+    commands: tuple[str, ...] = ("sbatch", "srun", "squeue", "scancel")
     job_variable = "SLURM_JOB_ID"
 
     def __init__(self, section: Section) -> None:

@@ -1,0 +1,137 @@
+"""PBS Professional's words: qsub, mpiexec, qstat, qdel. Never met a real PBS: tested with `filmloop.testing.pbs` only.
+
+Options and the JSON of `qstat -f -F json` are those of the PBS Professional reference guide and the qstat man page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filmloop.adapters.batch.attempt import BATCH_OUT, Attempt
+from filmloop.adapters.batch.commands import call, refusal
+from filmloop.adapters.batch.dialect import Look
+from filmloop.config.launchers import PbsLauncher as Section
+from filmloop.core.errors import TransientError
+
+_PASSING = ("cannot connect", "connection refused", "timed out", "would exceed", "server is shutting down", "busy")
+"""In what qsub says when the same call may work later; `would exceed` is about how many jobs may be queued."""
+_UNKNOWN = ("unknown job", "job has finished", "invalid state")
+# job_state of qstat(1B): E is exiting, F finished; B and M belong to arrays and moved jobs.
+_WAITING = "HQTWM"
+_RUNNING = "RESUB"
+_SIGNAL_BASE = 256
+"""Exit_status of a job that a signal ended is this much above the signal."""
+_DELETED = 271
+"""SIGTERM: what qdel and the end of the walltime leave."""
+
+
+class PbsDialect:
+    """See `adapters.batch.dialect.Dialect`."""
+
+    name = "PBS"
+    commands: tuple[str, ...] = ("qsub", "qstat", "qdel")
+    job_variable = "PBS_JOBID"
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+
+    def directives(self, *, name: str, folder: Path, time_limit_s: float) -> list[str]:
+        """See `Dialect.directives`."""
+        section = self._section
+        select = ":".join(part for part in (f"select={section.nodes}", section.select) if part)
+        wanted = [
+            f"-N {name}",
+            f"-o {folder / BATCH_OUT}",
+            "-j oe",
+            # May be started again, after a preemption or when a node was lost.
+            "-r y",
+            f"-l {select}",
+            f"-l walltime={_hours(time_limit_s)}",
+        ]
+        given = {
+            "-l place=": section.place,
+            "-l filesystems=": section.filesystems,
+            "-A ": section.account,
+            "-q ": section.queue,
+        }
+        wanted += [f"{key}{value}" for key, value in given.items() if value]
+        return [f"#PBS {line}" for line in (*wanted, *section.options)]
+
+    def across_nodes(self, command: Sequence[str]) -> tuple[str, ...]:
+        """See `Dialect.across_nodes`."""
+        nodes = str(self._section.nodes)
+        return (*(word.replace("{nodes}", nodes) for word in self._section.mpiexec), *command)
+
+    def stop_ranks(self) -> tuple[str, ...]:
+        """See `Dialect.stop_ranks`: mpiexec passes SIGTERM on."""
+        return ()
+
+    def submit(self, script: Path, *, lock: int) -> str:
+        """See `Dialect.submit`."""
+        done = call(("qsub", str(script)), timeout_s=self._section.command_timeout_s, pass_fds=(lock,))
+        if done.returncode != 0:
+            raise refusal(done, passing=_PASSING)
+        return done.stdout.strip()
+
+    def test(self, script: Path) -> str:
+        """See `Dialect.test`: qsub has nothing of the kind."""
+        return ""
+
+    def find(self, attempt: Attempt) -> str | None:
+        """See `Dialect.find`."""
+        jobs = self._jobs()
+        return next((batch_id for batch_id, job in jobs.items() if job.get("Job_Name") == attempt.name), None)
+
+    def look(self, batch_id: str) -> Look:
+        """See `Dialect.look`. `-x` shows ended jobs for as long as the site keeps their history."""
+        job = self._jobs(batch_id).get(batch_id)
+        return Look(phase="gone") if job is None else look_of(job)
+
+    def cancel(self, batch_id: str) -> None:
+        """See `Dialect.cancel`."""
+        done = call(("qdel", batch_id), timeout_s=self._section.command_timeout_s)
+        if done.returncode != 0 and not any(words in done.stderr.lower() for words in _UNKNOWN):
+            raise TransientError(f"qdel: {' '.join(done.stderr.split())}", hint="Try again.")
+
+    def _jobs(self, *batch_ids: str) -> dict[str, dict[str, Any]]:
+        done = call(("qstat", "-x", "-f", "-F", "json", *batch_ids), timeout_s=self._section.command_timeout_s)
+        if done.returncode != 0 and any(words in done.stderr.lower() for words in _UNKNOWN[:1]):
+            return {}
+        try:
+            found = json.loads(done.stdout) if done.returncode == 0 else None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}, no JSON"
+            raise TransientError(f"qstat: {said}", hint="PBS is away; try again.")
+        jobs = found.get("Jobs", {})
+        return jobs if isinstance(jobs, dict) else {}
+
+
+def look_of(job: dict[str, Any]) -> Look:
+    """What qstat's document of a job means."""
+    state, comment = str(job.get("job_state", "")), str(job.get("comment", ""))
+    if state in _WAITING:
+        return Look(phase="waiting", word=state, reason=comment)
+    if state in _RUNNING:
+        return Look(phase="running", word=state, reason=comment)
+    status = job.get("Exit_status")
+    word = f"{state} {status}".strip() if status is not None else state
+    lowered = comment.lower()
+    if "walltime" in lowered:
+        return Look(phase="ended", word=word, reason=comment, end="time limit")
+    if status is None or status == _DELETED:
+        # One that was deleted in the queue has no exit status.
+        return Look(phase="ended", word=word, reason=comment, end="cancelled")
+    if isinstance(status, int) and (status < 0 or status == _SIGNAL_BASE + 9):
+        # Below 0 are the troubles of PBS itself: a node that failed, a job that could not be started.
+        return Look(phase="ended", word=word, reason=comment, end="interrupted")
+    return Look(phase="ended", word=word, reason=comment, end="by itself")
+
+
+def _hours(seconds: float) -> str:
+    whole = int(-(-seconds // 1))
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
