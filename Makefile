@@ -42,6 +42,7 @@ lint: .venv/.dev  ## format check, lint, types
 	$(BIN)/mypy
 
 test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
+	sh .ci/system
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 clean:      ## remove the environment (state in .filmloop stays)

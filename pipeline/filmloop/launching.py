@@ -85,7 +85,8 @@ def launch(
     for attempt in range(1, _ATTEMPTS + 1):
         handle = launcher.submit(job)
         keep_handle(handle)
-        status = _watch(launcher, handle, end_s, poll_s, tell)
+        status, waited_s = _watch(launcher, handle, end_s, poll_s, tell)
+        end_s += waited_s
         if status.state == "succeeded":
             return status.bundle_files
         if status.state == "failed":
@@ -102,9 +103,22 @@ def _error_of(status: LaunchStatus, job: TrainJob) -> FilmloopError:
     )
 
 
-def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]) -> LaunchStatus:
+def _watch(
+    launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]
+) -> tuple[LaunchStatus, float]:
+    """Poll until the job ends; returns its status and the seconds that it waited in a queue, which are no training."""
     shown: dict[str, float] | None = None
+    waited_s, looked_s, said = 0.0, time.monotonic(), ""
     while (status := launcher.poll(handle)).state in ("pending", "running"):
+        now_s = time.monotonic()
+        if status.state == "pending":
+            # The launcher bounds the wait itself: a queue may be longer than any training.
+            waited_s += now_s - looked_s
+            end_s += now_s - looked_s
+            if status.detail != said:
+                said = status.detail
+                tell(said)
+        looked_s = now_s
         if status.progress and status.progress != shown:
             shown = status.progress
             tell("  ".join(f"{key} {value:,.6g}" for key, value in shown.items()))
@@ -115,4 +129,4 @@ def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: C
                 hint="Raise training.deadline_s, or lower training.hyper.train_s, in the site file.",
             )
         time.sleep(poll_s)
-    return status
+    return status, waited_s

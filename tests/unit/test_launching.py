@@ -125,3 +125,14 @@ def test_a_launcher_that_never_ends_the_job_is_told_to_at_the_deadline(monkeypat
     with pytest.raises(TrainingError, match="deadline"):
         run(launcher)
     assert launcher.cancelled == ["handle 1"]
+
+
+def test_time_in_a_queue_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = [0.0]
+    monkeypatch.setattr("filmloop.launching.time.monotonic", lambda: clock_s[0])
+    monkeypatch.setattr("filmloop.launching.time.sleep", lambda _s: clock_s.__setitem__(0, clock_s[0] + 100.0))
+    waits = LaunchStatus(state="pending", detail="Slurm job 7 waits: PENDING Priority")
+    told: list[str] = []
+    assert run(Scripted(*[waits] * 50, RUNNING, RUNNING, DONE), told=told) == FILES
+    assert told == [waits.detail, "step 10  loss 0.5"]
+    assert clock_s[0] > 5000, "five times the deadline and more"

@@ -13,7 +13,7 @@ class LaunchStatus:
     """Where a job stands.
 
     Attributes:
-        state: `lost` means that nobody knows: launch again with the same job, it resumes from its checkpoint.
+        state: `pending` waits in a queue; the launcher bounds that wait, it is not part of `deadline_s`. `lost` means that nobody knows: launch again with the same job, it resumes from its checkpoint.
         exit_code: Of the trainer, once it ended.
         detail: Why it failed or was lost, in words.
         error: Class of the trainer's error, a name of `core.errors`; '' if it left none or something else ended it.

@@ -33,6 +33,8 @@ START_S = 90.0
 """The daemons are there after 0.2 s on an idle machine."""
 NODE_TIMEOUT_S = 10
 """A node that is silent for so long is down."""
+ON_ONE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo"}
+"""Environment of a job whose nodes are one machine: ranks talk over loopback."""
 _OWNER = "owner"
 _PR_SET_PDEATHSIG = 1
 _SBIN = ("/usr/sbin", "/sbin", "/usr/lib/slurm-wlm", "/usr/lib/x86_64-linux-gnu/slurm-wlm")

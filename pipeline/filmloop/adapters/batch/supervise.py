@@ -26,6 +26,8 @@ from filmloop.core.clock import utc_now
 _LOOK_S = 0.2
 _STOP_S = 10.0
 """Longest that asking the ranks to stop may take."""
+LINGER_S = 20.0
+"""A rank that failed has the others fail within seconds; what goes on so long after its error waits for a dead node."""
 
 
 def on_this_node(command: tuple[str, ...], token: str) -> list[str]:
@@ -61,6 +63,7 @@ def start(attempt: Attempt, folder: Path) -> subprocess.Popen[bytes]:
 def watch(child: subprocess.Popen[bytes], attempt: Attempt, folder: Path, told_to_stop: list[int]) -> Reason:
     """Wait until the command has ended, or has to."""
     began_s = time.monotonic()
+    error_s: float | None = None
     pidfd = os.pidfd_open(child.pid)
     try:
         while not select.select([pidfd], [], [], _LOOK_S)[0]:
@@ -70,6 +73,10 @@ def watch(child: subprocess.Popen[bytes], attempt: Attempt, folder: Path, told_t
                 return "terminated"
             if time.monotonic() - began_s > attempt.deadline_s:
                 return "deadline"
+            if error_s is None and (folder / ERROR).exists():
+                error_s = time.monotonic()
+            if error_s is not None and time.monotonic() - error_s > LINGER_S:
+                return "ended"
     finally:
         os.close(pidfd)
     # Who cancels or preempts a job tells everybody at once: the command may be gone before this loop has looked.

@@ -1,0 +1,96 @@
+"""The batch scripts of the site files, and what a bad site file gets to hear."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filmloop.adapters.batch.check import check_batch
+from filmloop.adapters.batch.launcher import BatchLauncher
+from filmloop.adapters.batch.script import render, time_limit_s
+from filmloop.adapters.slurm.dialect import SlurmDialect
+from filmloop.bootstrap import open_launcher
+from filmloop.config.loader import load_site, parse_site
+from filmloop.config.schema import SlurmLauncher
+from filmloop.core.errors import ConfigError
+
+CHECKOUT = Path(__file__).parents[3]
+SITES = {
+    "perlmutter": (
+        {"launcher.account": "m0000", "launcher.qos": "regular"},
+        ["#SBATCH --account=m0000", "#SBATCH --qos=regular", "#SBATCH --constraint=gpu", "#SBATCH --nodes=1",
+         "#SBATCH --gpus-per-node=4", "#SBATCH --licenses=scratch", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@60",
+         "#SBATCH --time=0:17:00", "#SBATCH --exclusive"],
+    ),
+    "polaris": (
+        {"launcher.account": "proj", "launcher.queue": "debug"},
+        ["#PBS -A proj", "#PBS -q debug", "#PBS -l select=1:system=polaris", "#PBS -l filesystems=home:eagle",
+         "#PBS -l place=scatter", "#PBS -l walltime=00:17:00", "#PBS -r y"],
+    ),
+}  # fmt: skip
+
+
+def launcher_of(name: str, **overrides: Any) -> BatchLauncher:
+    config = load_site(CHECKOUT / f"site_configs/{name}.toml", overrides=overrides)
+    launcher = open_launcher(config)
+    assert isinstance(launcher, BatchLauncher)
+    return launcher
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_script_of_a_site_says_what_its_queue_wants_and_is_one_for_bash(tmp_path: Path, name: str) -> None:
+    overrides, wanted = SITES[name]
+    launcher = launcher_of(name, **overrides)
+    script = render(
+        launcher.dialect, launcher.section, folder=tmp_path, name="fl-1", token="t",
+        limit_s=time_limit_s(launcher.section, 900.0),
+    )  # fmt: skip
+    assert [line for line in wanted if line not in script.splitlines()] == []
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_site_check_names_the_keys_that_are_empty(tmp_path: Path, name: str) -> None:
+    overrides, _ = SITES[name]
+    empty = [key.removeprefix("launcher.") for key in overrides]
+    launcher = launcher_of(name)
+    first = next(check_batch(launcher.dialect, launcher.section, runs=tmp_path, deadline_s=900.0))
+    assert first.detail == f"[launcher] {' and '.join(empty)} are empty"
+    launcher = launcher_of(name, **overrides)
+    assert next(check_batch(launcher.dialect, launcher.section, runs=tmp_path, deadline_s=900.0)).hint == ""
+
+
+def test_the_site_check_says_how_to_mend_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    launcher = launcher_of("perlmutter", **{"launcher.python": "/nowhere/python"})
+    found = {
+        check.item: check
+        for check in check_batch(launcher.dialect, launcher.section, runs=tmp_path / "runs", deadline_s=900.0)
+    }
+    assert found["launcher commands"].detail == "not on the PATH: sbatch, srun, squeue, scancel"
+    assert "/nowhere/python is not there" in found["cluster python"].detail
+    assert "virtual environment" in found["cluster python"].hint
+
+
+@pytest.mark.parametrize("value", ["two words", "a'b", 'a"b', "a$b", "a;b", "a\nb", "a`b"])
+def test_a_key_that_could_break_out_of_its_directive_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"launcher\.account"):
+        parse_site({"launcher": {"kind": "slurm", "account": value}}, where="test")
+
+
+def test_values_reach_the_shell_as_they_are(tmp_path: Path) -> None:
+    section = SlurmLauncher(env={"A": "it's $HOME"}, setup=("B=2",), python="/bin/true")
+    script = render(SlurmDialect(section), section, folder=tmp_path, name="fl-1", token="t", limit_s=60)
+    shown = script.replace("exec /bin/true", "echo").replace(f"exec >>{tmp_path}/run.log 2>&1", "")
+    done = subprocess.run(["bash"], input=shown + 'echo "$A $B"\n', text=True, capture_output=True)
+    assert "it's $HOME 2" in done.stdout
+
+
+def test_a_run_folder_that_a_script_cannot_name_is_refused(tmp_path: Path) -> None:
+    section = SlurmLauncher()
+    with pytest.raises(ConfigError, match="characters"):
+        render(SlurmDialect(section), section, folder=tmp_path / "a b", name="n", token="t", limit_s=60)
