@@ -195,8 +195,7 @@ def test_a_submission_whose_answer_was_lost_is_found_again(tmp_path: Path, slurm
     """As after a kill of the caller between sbatch and the record of its answer."""
     site = launching.LauncherSite(runs=tmp_path, make=stand_in)
     job, launcher = site.job("wait"), site.make()
-    for node in slurm.nodes:  # it must wait, or it would tell its id itself
-        slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    slurm.drain()  # it must wait, or it would tell its id itself
     handle = launcher.submit(job)
     record = Path(handle, "batch.json")
     before = json.loads(record.read_text())
@@ -205,8 +204,7 @@ def test_a_submission_whose_answer_was_lost_is_found_again(tmp_path: Path, slurm
     assert site.make().submit(job) == handle
     assert json.loads(record.read_text()) == before
     assert slurm.run("squeue", "--noheader", "--format=%i").split() == [before["batch_id"]]
-    for node in slurm.nodes:
-        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    slurm.drain(False)
     Path(handle, "go").touch()
     assert launching.ended(launcher, handle).state == "succeeded"
     assert launching.starts(job) == 1
@@ -214,13 +212,8 @@ def test_a_submission_whose_answer_was_lost_is_found_again(tmp_path: Path, slurm
 
 def test_a_job_that_waits_too_long_is_withdrawn(tmp_path: Path, slurm: SlurmRig) -> None:
     site = launching.LauncherSite(runs=tmp_path, make=lambda: stand_in(queue_wait_s=1.0, nodes=2))
-    for node in slurm.nodes:
-        slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-    try:
-        launcher, job = site.make(), site.job("succeed")
-        status = launching.ended(launcher, launcher.submit(job))
-    finally:
-        for node in slurm.nodes:
-            slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    slurm.drain()
+    launcher, job = site.make(), site.job("succeed")
+    status = launching.ended(launcher, launcher.submit(job))
     assert (status.state, "waited 1 s in the queue" in status.detail) == ("failed", True)
     assert launching.starts(job) == 0

@@ -158,8 +158,16 @@ class SlurmRig:
         self._run(node, "-D", "-N", node, program="slurmd")
         self._wait(lambda: self.states().get(node, "") in ("idle", "mix", "alloc"), f"node {node}")
 
+    def drain(self, drained: bool = True) -> None:
+        """Keep new jobs off the nodes, or let them on again."""
+        for node in self.nodes:
+            state = ("State=DRAIN", "Reason=test") if drained else ("State=RESUME",)
+            # Slurm refuses to resume what is not drained.
+            self.run("scontrol", "update", f"NodeName={node}", *state, check=drained)
+
     def clear(self) -> None:
-        """End whatever is in the queue, and wait until the nodes are idle."""
+        """End whatever is in the queue, take back what was drained, and wait until the nodes are idle."""
+        self.drain(False)
         self.run("scancel", f"--user={getpass.getuser()}", check=False)
         self._wait(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "idle nodes")
 
