@@ -33,7 +33,7 @@ with slurm_rig() as rig:
 def asked(tmp_path: Path, **keys: Any) -> Check:
     section = Section(python="/bin/true", **keys)  # importing torch five times is not what is tested
     checks = check_batch(SlurmDialect(section), section, runs=tmp_path / "runs", deadline_s=600.0)
-    return next(check for check in checks if check.item == "launcher queue")
+    return next(check for check in checks if check.item == "job queue")
 
 
 def test_slurm_judges_the_batch_script_of_a_site_without_a_submission(tmp_path: Path, slurm: SlurmRig) -> None:

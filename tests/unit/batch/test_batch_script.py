@@ -71,9 +71,9 @@ def test_the_site_check_says_how_to_mend_what_is_missing(tmp_path: Path, monkeyp
         check.item: check
         for check in check_batch(launcher.dialect, launcher.section, runs=tmp_path / "runs", deadline_s=900.0)
     }
-    assert found["launcher commands"].detail == "not on the PATH: sbatch, srun, squeue, scancel"
-    assert "/nowhere/python is not there" in found["cluster python"].detail
-    assert "virtual environment" in found["cluster python"].hint
+    assert found["job commands"].detail == "not on the PATH: sbatch, srun, squeue, scancel"
+    assert "/nowhere/python is not there" in found["job python"].detail
+    assert "virtual environment" in found["job python"].hint
 
 
 @pytest.mark.parametrize("value", ["two words", "a'b", 'a"b', "a$b", "a;b", "a\nb", "a`b"])

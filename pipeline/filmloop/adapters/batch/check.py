@@ -45,12 +45,12 @@ def _keys(section: BatchLauncher) -> Check:
     missing = [key for key in section.needs if not getattr(section, key, "")]
     if missing:
         return Check(
-            item="launcher keys",
+            item="job keys",
             detail=f"[launcher] {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} empty",
             hint=f"This site's queues refuse a job without. Set {', '.join(missing)} in [launcher] of the site file.",
         )
     return Check(
-        item="launcher keys",
+        item="job keys",
         detail=f"{section.nodes} nodes of {section.processes_per_node} ranks, "
         f"account {section.account or 'left to the batch system'}",
     )
@@ -60,11 +60,11 @@ def _commands(dialect: Dialect) -> Check:
     missing = [name for name in dialect.commands if shutil.which(name) is None]
     if missing:
         return Check(
-            item="launcher commands",
+            item="job commands",
             detail=f"not on the PATH: {', '.join(missing)}",
             hint=f"Run filmloop on a machine that submits to {dialect.name}, such as a login node of the cluster.",
         )
-    return Check(item="launcher commands", detail=f"{dialect.name}: {', '.join(dialect.commands)}")
+    return Check(item="job commands", detail=f"{dialect.name}: {', '.join(dialect.commands)}")
 
 
 def _folder(runs: Path, section: BatchLauncher) -> Check:
@@ -103,18 +103,18 @@ def _python(section: BatchLauncher) -> Check:
         "Make a virtual environment on the cluster, pip install 'filmloop[hpc]' there, and set [launcher] python to it."
     )
     if shutil.which(python) is None:
-        return Check(item="cluster python", detail=f"{python} is not there, or not executable", hint=hint)
+        return Check(item="job python", detail=f"{python} is not there, or not executable", hint=hint)
     try:
         done = subprocess.run([python, "-c", _IMPORTS], capture_output=True, text=True, timeout=_IMPORT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
-        return Check(item="cluster python", detail=f"{python}: {exc}", hint=hint)
+        return Check(item="job python", detail=f"{python}: {exc}", hint=hint)
     if done.returncode != 0:
         said = done.stderr.strip().rpartition("\n")[2]
         # Modules of the site may be what is missing here: the job loads them first.
         return Check(
-            item="cluster python", detail=f"{python}: {said}", hint=hint, fatal=not (section.modules or section.setup)
+            item="job python", detail=f"{python}: {said}", hint=hint, fatal=not (section.modules or section.setup)
         )
-    return Check(item="cluster python", detail=f"{python}: {done.stdout.strip()}")
+    return Check(item="job python", detail=f"{python}: {done.stdout.strip()}")
 
 
 def _asked(dialect: Dialect, section: BatchLauncher, runs: Path, deadline_s: float) -> Check:
@@ -128,7 +128,7 @@ def _asked(dialect: Dialect, section: BatchLauncher, runs: Path, deadline_s: flo
             )
             said = dialect.test(script)
         except TransientError as exc:
-            return Check(item="launcher queue", detail=exc.message, hint=exc.hint, fatal=False)
+            return Check(item="job queue", detail=exc.message, hint=exc.hint, fatal=False)
         except FilmloopError as exc:
-            return Check(item="launcher queue", detail=exc.message, hint=exc.hint)
-    return Check(item="launcher queue", detail=said or f"{dialect.name} cannot be asked without submitting")
+            return Check(item="job queue", detail=exc.message, hint=exc.hint)
+    return Check(item="job queue", detail=said or f"{dialect.name} cannot be asked without submitting")

@@ -12,7 +12,7 @@ from filmloop.core.errors import DataError, TerminatedError, TransientError
 from filmloop.core.fsio import read_json
 from filmloop.ports.launcher import LaunchStatus
 
-_STARTERS = ("srun: ", "slurmstepd: ", "filmloop: ")
+_STARTERS = ("srun: ", "slurmstepd: ")
 
 
 def status_of(ended: Exit, folder: Path) -> LaunchStatus:
