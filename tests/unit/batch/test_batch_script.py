@@ -22,7 +22,7 @@ SITES = {
     "perlmutter": (
         {"launcher.account": "m0000", "launcher.qos": "regular"},
         ["#SBATCH --account=m0000", "#SBATCH --qos=regular", "#SBATCH --constraint=gpu", "#SBATCH --nodes=1",
-         "#SBATCH --gpus-per-node=4", "#SBATCH --licenses=scratch", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@60",
+         "#SBATCH --gpus-per-node=4", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@60",
          "#SBATCH --time=0:17:00", "#SBATCH --exclusive"],
     ),
     "polaris": (
