@@ -99,9 +99,9 @@ def mistrusted(moves: Sequence[AliasMove]) -> set[str]:
     taken_back: set[str] = set()
     champions: set[str] = set()
     for move in reversed(moves):
-        if not move.cycle_id:
+        if not move.cycle_id and move.to_version in taken_back:
             taken_back.discard(move.to_version)
-            if move.to_version in champions or not move.to_version:
-                taken_back.add(move.from_version)
+        elif not move.cycle_id and (move.to_version in champions or not move.to_version):
+            taken_back.add(move.from_version)
         champions.add(move.to_version)
     return taken_back - {""}
