@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -154,6 +155,8 @@ def look_back(
     except FilmloopError as exc:
         _log.warning("the zoo cannot be used now: %s", exc.message)
         found = plain.model_copy(update={"message": f"The zoo could not be used: {exc.message}"})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in here, too
     for version, why in found.left_out.items():
         _log.warning("version %s is left out: %s", version, why)
         tell(f"version {version} is left out: {why}")
@@ -206,7 +209,7 @@ def decide(
     if best is not None and lead > 0:
         over = f"champion {champion}" if trainable else "a constant rate"
         gain = best.gain if trainable else best.over_zero
-        message = f"Training starts from version {best.version}: {gain:.2%} fewer nats a frame than {over} already. {best.why}"
+        message = f"Training starts from version {best.version}: {100 * gain:.2f} % fewer nats a frame than {over} already. {best.why}"
         return found.model_copy(update={"base": best.version, "message": message})
     return found.model_copy(
         update={
@@ -236,7 +239,7 @@ def _candidate(
         fits, why = False, f"{known} These differ, most in {worst}."
     elif over_zero[2] < own[1]:
         fits = False
-        why = f"It is {over_zero[0]:.2%} ahead of a constant rate, and was {own[0]:.2%} ahead on its own frames."
+        why = f"It is {100 * over_zero[0]:.2f} % ahead of a constant rate, and was {100 * own[0]:.2f} % ahead on its own frames."
     else:
         fits, why = True, known
     return Candidate(
