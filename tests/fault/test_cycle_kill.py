@@ -29,7 +29,7 @@ MOMENTS = {
 }  # fmt: skip
 POINTS = [f"{step}:{moment}" for step, moments in MOMENTS.items() for moment in moments]
 RETURN_POINTS = [
-    f"{step}:{moment}" for step in ("select", "recall", "alias", "promote", "live", "cycle") for moment in MOMENTS[step]
+    f"{step}:{moment}" for step in ("recall", "alias", "promote", "live", "cycle") for moment in MOMENTS[step]
 ]
 
 
@@ -130,18 +130,10 @@ def test_an_undisturbed_run_promotes_so_that_promotion_is_killed_too(undisturbed
     assert undisturbed["left on the cluster"] == []
 
 
-@pytest.fixture(scope="module")
-def undisturbed_return(filmloop: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    site = Site(filmloop, tmp_path_factory.mktemp("undisturbed-return"), "kill-undisturbed-return")
-    site.prepare_return()
-    report = site.cycle()
-    return {"outcome": report["outcome"], "recalled": report["recalled"], **site.state()}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_return_without_training_killed_at_every_point_in_turn_ends_like_an_undisturbed_one(
-    filmloop: Any, tmp_path: Path, undisturbed_return: dict[str, Any]
+def test_a_return_without_training_killed_at_every_point_moves_the_champion_once_and_trains_nothing(
+    filmloop: Any, tmp_path: Path
 ) -> None:
     site = Site(filmloop, tmp_path, "kill-return")
     site.prepare_return()
@@ -149,17 +141,17 @@ def test_a_return_without_training_killed_at_every_point_in_turn_ends_like_an_un
     assert killed == RETURN_POINTS, "every point was reached, each once"
     report = site.cycle()
     print(json.dumps({"kills of a return": len(killed)}), file=sys.stderr)
-    assert {"outcome": report["outcome"], "recalled": report["recalled"], **site.state()} == undisturbed_return
-
-
-@pytest.mark.slow
-def test_an_undisturbed_return_trains_nothing_and_moves_the_champion_once(undisturbed_return: dict[str, Any]) -> None:
-    assert (undisturbed_return["outcome"], undisturbed_return["recalled"]) == ("promoted", True)
-    assert undisturbed_return["steps"] is None
-    assert [move for move in undisturbed_return["moves"] if move[0] == "champion"] == [
+    assert (report["outcome"], report["recalled"], report["version"]) == ("promoted", True, "1"), report["message"]
+    state = site.state()
+    assert state["outcomes"] == ["promoted", state["outcomes"][1], state["outcomes"][2]], "one cycle, resumed"
+    assert state["steps"] is None, "nothing was trained"
+    assert [move for move in state["moves"] if move[0] == "champion"] == [
         ("champion", "2", "1"),
         ("champion", "1", "2"),
         ("champion", "", "1"),
     ]
-    assert set(undisturbed_return["shards"].values()) == {"trained"}
-    assert undisturbed_return["folder"] == ["config.json", "summary.json", "verdict.json"]
+    assert state["pending"] == []
+    assert set(state["shards"].values()) == {"trained"}
+    assert state["folder"] == ["config.json", "summary.json", "verdict.json"]
+    assert [version for version, _aliases in state["versions"]] == ["2", "1"]
+    assert state["left on the cluster"] == []
