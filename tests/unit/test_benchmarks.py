@@ -145,7 +145,8 @@ def test_the_warm_start_benchmark_trains_both_ways_and_asks_the_zoo_at_every_con
     value = quick_command("warmstart", tmp_path, "--folder", str(tmp_path))
     (seed,) = value["per_seed"]
     assert len(seed["ancestors"]) == 4
-    assert 0 < seed["scratch_steps"] <= 16
+    assert 0 < seed["scratch_steps"]["0.001"] <= 16
+    assert seed["scratch_steps"]["0.01"] <= seed["scratch_steps"]["0.001"]
     assert value["returning"]["of"] == value["seeds"] == 1
     assert set(value["forgetting"]) >= {"margin", "zoo", "live", "within_margin"}
 
