@@ -19,7 +19,7 @@ from filmloop.staging.catalog import sealed_shards
 _log = logging.getLogger(__name__)
 
 _KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
-_KEEP_WEIGHTS = 5
+_KEEP_WEIGHTS = 5  # at least: the zoo keeps what it scores in a cycle
 _KEEP_FAILED = 3  # failed runs whose folder stays on the cluster, for a person to look at
 
 
@@ -47,20 +47,26 @@ def finish(cycle: Cycle, outcome: Outcome, message: str, chosen: dict[str, Any])
     parts, done = cycle.parts, cycle.results()
     result = TrainResult.read(cycle.folder / "bundle" / "result.json") if "fetch" in done else None
     seconds, live = cycle.seconds(), done.get("live", {})
+    train_s = 0.0 if result is None else result.train_s
+    # A version that came back: nothing was trained, fetched, judged by the cluster's reports or registered.
+    recalled = done.get("promote", {}) if result is None else {}
+    version = recalled or done.get("register", {})
+    judged = done.get("judge") or (done.get("recall", {}).get("verdict") if recalled else None)
     report = CycleReport(
         cycle_id=cycle.id,
         outcome=outcome,
         message=f"{message} {live.get('problem', '')}".rstrip(),
-        version=done.get("register", {}).get("version", ""),
+        version=version.get("version", ""),
         base_version="" if result is None else result.base_version,
+        recalled=bool(recalled) and not recalled["overtaken"],
         turnaround_s=live.get("turnaround_s"),
-        overhead_s=None if result is None else round(_overhead_s(seconds, result.train_s), 3),
-        train_s=None if result is None else round(result.train_s, 3),
+        overhead_s=round(_overhead_s(seconds, train_s), 3) if result or recalled else None,
+        train_s=round(train_s, 3) if result or recalled else None,
         steps=seconds,
-        gate=Verdict.model_validate(done["judge"]) if "judge" in done else None,
+        gate=None if judged is None else Verdict.model_validate(judged),
         metrics={} if result is None else result.metrics,
         frames=chosen["frames"],
-        url=done.get("register", {}).get("url", ""),
+        url=version.get("url", ""),
     )
     report.write(cycle.folder / "summary.json")
     if result is not None:
@@ -98,4 +104,4 @@ def _tidy(cycle: Cycle, chosen: dict[str, Any]) -> None:
     except FilmloopError as exc:
         _log.warning("the cluster was not tidied: %s", exc.message)
     parts.ledger.forget_shards(keep={shard.shard_id for shard in sealed_shards(parts.home.stage)})
-    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=_KEEP_WEIGHTS)
+    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=max(_KEEP_WEIGHTS, parts.config.zoo.candidates + 2))

@@ -1,7 +1,8 @@
 """One retraining cycle, top to bottom.
 
     seal      ask the edge to seal what it has
-    select    choose fresh shards, older ones against forgetting, and the champion to start from
+    select    choose fresh shards, and older ones against forgetting
+    recall    look through the former versions: which one to start from; one that fits again needs no training
     move      ship shards and weights to the cluster, verified
     train     torchrun there; submit and poll
     fetch     bring the result bundle home, verified
@@ -41,6 +42,8 @@ from filmloop.selection import frames_of, is_fresh, newest, usable_shards
 from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.verify import verify_shard
+from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
+from filmloop.zoo.recall import Recall, look_back
 
 _log = logging.getLogger(__name__)
 
@@ -83,11 +86,15 @@ def _steps(cycle: Cycle, again: bool) -> CycleReport:
     if chosen["too_few"]:
         return finish(cycle, "nothing_to_do", chosen["too_few"], chosen)
 
-    step("move", f"shipping {chosen['frames']:,} frames to the cluster", lambda c: _move(c, chosen))
-    trained = step("train", "starting the ranks", lambda c: _train(c, chosen))
+    recalled = Recall.model_validate(step("recall", "looking through former versions", lambda c: _recall(c, chosen)))
+    if recalled.fits and recalled.verdict is not None:
+        return _bring_back(cycle, chosen, recalled, recalled.verdict)
+
+    step("move", f"shipping {chosen['frames']:,} frames to the cluster", lambda c: _move(c, chosen, recalled))
+    trained = step("train", "starting the ranks", lambda c: _train(c, chosen, recalled))
     step("fetch", "bringing the bundle home", lambda c: _fetch(c, trained))
     verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", lambda c: _judge(c, chosen)))
-    registered = step("register", "registering the version", lambda c: _register(c, chosen, verdict))
+    registered = step("register", "registering the version", lambda c: _register(c, chosen, recalled, verdict))
 
     if verdict.decision != "promote":
         return finish(cycle, _OUTCOMES[verdict.decision], " ".join(verdict.reasons), chosen)
@@ -97,6 +104,22 @@ def _steps(cycle: Cycle, again: bool) -> CycleReport:
         return finish(cycle, "undecided", promoted["overtaken"], chosen)
     step("live", "waiting for the edge to swap", lambda c: _live(c, chosen, version))
     return finish(cycle, "promoted", " ".join(verdict.reasons), chosen)
+
+
+def _bring_back(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: Verdict) -> CycleReport:
+    """A former version is champion again: nothing is shipped, nothing trained.
+
+    The shards count as used all the same: they have judged, and the next cycle that trains mixes them in as older ones.
+    Were they fresh still, the next cycle would train on frames that a version has just been found to fit.
+    """
+    step, version = cycle.step, recalled.fits
+    moved = step(
+        "promote", f"making version {version} champion again", lambda c: _promote_again(c, chosen, recalled, verdict)
+    )
+    if moved["overtaken"]:
+        return finish(cycle, "undecided", moved["overtaken"], chosen)
+    step("live", "waiting for the edge to swap", lambda c: _live(c, chosen, version))
+    return finish(cycle, "promoted", recalled.message, chosen)
 
 
 def _seal(cycle: Cycle) -> dict[str, Any]:
@@ -155,18 +178,32 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
     return whole
 
 
-def _move(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Shards and base weights to the cluster; what is there already and whole is not sent again."""
+def _recall(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The ancestor to start from, on this side, before anything is shipped."""
+    found = look_back(
+        cycle.parts,
+        _shards(cycle, chosen["fresh"]),
+        chosen["champion"],
+        folder=cycle.folder / "recall",
+        tell=lambda text: cycle.tell("recall", text),
+    )
+    if found.verdict is not None:
+        found.verdict.write(cycle.folder / "verdict.json")
+    return found.as_json()
+
+
+def _move(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, Any]:
+    """Shards, the champion's weights and those to start from to the cluster; what is there already and whole is not sent again."""
     parts = cycle.parts
     shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
     items = [item for shard in shards for item in shard_items(parts.home, shard)]
-    if version := chosen["champion"]:
+    for version in sorted({chosen["champion"], recalled.base} - {""}):
         bundle = local_bundle(parts.home, parts.registry, version)
         items += bundle_items(bundle, parts.home.root, weights_folder(parts.registry.model, version))
     return _ship(cycle, "move", "to_cluster", items)
 
 
-def _train(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+def _train(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, Any]:
     """torchrun on the cluster, until it ends or its deadline passes."""
     parts = cycle.parts
     job = training_job(
@@ -175,7 +212,8 @@ def _train(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
         frame_shape=parts.frame_shape,
         fresh=[shard_ref(parts.home, shard, parts.cluster_root) for shard in _shards(cycle, chosen["fresh"])],
         replay=[shard_ref(parts.home, shard, parts.cluster_root) for shard in _shards(cycle, chosen["replay"])],
-        champion=_champion_weights(cycle, chosen["champion"]),
+        base=_weights(cycle, recalled.base),
+        champion=_weights(cycle, chosen["champion"]),
         output_dir=parts.cluster_root / "runs" / cycle.id,
         code_commit=parts.code_commit,
     )
@@ -190,7 +228,7 @@ def _train(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     return {"files": [file.as_json() for file in files]}
 
 
-def _champion_weights(cycle: Cycle, version: str) -> WeightsRef | None:
+def _weights(cycle: Cycle, version: str) -> WeightsRef | None:
     parts = cycle.parts
     if not version:
         return None
@@ -227,7 +265,7 @@ def _judge(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     return verdict.as_json()
 
 
-def _register(cycle: Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+def _register(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: Verdict) -> dict[str, Any]:
     """A version with metrics, plots, lineage, description and the bundle; winner or not, it is the challenger."""
     parts, folder = cycle.parts, cycle.folder / "bundle"
     result = verify_bundle(folder)
@@ -238,15 +276,19 @@ def _register(cycle: Cycle, chosen: dict[str, Any], verdict: Verdict) -> dict[st
         cycle_id=cycle.id,
         created_utc=cycle.row.started_utc,
         site=parts.config.site,
+        zoo=recalled.message if recalled.candidates else "",
     )
     atomic_write_bytes(cycle.folder / "report.md", text.encode())
     tags = {
         "filmloop.site": parts.config.site,
         "filmloop.stream": parts.stream,
-        "filmloop.base_version": chosen["champion"],
+        "filmloop.base_version": result.base_version,
         "filmloop.gate": verdict.decision,
         "filmloop.config": parts.config.model_dump_json(),
+        ZOO_TAG: recalled.tag(),
     }
+    if recalled.data is not None:
+        tags[DATA_TAG] = recalled.data.model_dump_json()
     info = parts.registry.register(folder, key=cycle.id, description=text, tags=tags, metrics=result.metrics)
     set_challenger(
         parts.registry, parts.ledger, version=info.version, who=_who(cycle), why="newest candidate", cycle_id=cycle.id
@@ -272,6 +314,17 @@ def _promote(cycle: Cycle, chosen: dict[str, Any], version: str, verdict: Verdic
         registry, cycle.parts.ledger, version=version, expected=expected, who=_who(cycle), why=why, cycle_id=cycle.id
     )
     return {"overtaken": ""}
+
+
+def _promote_again(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: Verdict) -> dict[str, Any]:
+    """As `_promote`, and the registry tells when and why; again the same words after a kill."""
+    version, registry = recalled.fits, cycle.parts.registry
+    why = verdict.model_copy(update={"reasons": (recalled.message,)})
+    moved = _promote(cycle, chosen, version, why)
+    if not moved["overtaken"]:
+        registry.annotate(version, tags={RECALLED_TAG: f"{cycle.row.started_utc} {cycle.id}: {recalled.message}"})
+    info = registry.get(version)
+    return {**moved, "version": version, "url": "" if info is None else info.url}
 
 
 def _live(cycle: Cycle, chosen: dict[str, Any], version: str) -> dict[str, Any]:

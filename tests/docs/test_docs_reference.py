@@ -18,6 +18,7 @@ from filmloop.core.documents import CycleReport, Verdict
 from filmloop.demo.story import DemoReport
 from filmloop.edge.status import EdgeStatus
 from filmloop.testing.models import make_model_bundle
+from filmloop.zoo.recall import Candidate, Recall
 
 CHECKOUT = Path(__file__).parents[2]
 JSON_PAGE = CHECKOUT / "docs/reference/json.md"
@@ -79,6 +80,11 @@ def keys(heading: str, *, table: int = 0) -> set[str]:
 def test_the_keys_of_retrain_and_its_gate_are_those_of_the_report() -> None:
     assert keys("filmloop retrain --json") == set(CycleReport.model_fields)
     assert keys("filmloop retrain --json", table=1) == set(Verdict.model_fields)
+
+
+def test_the_keys_of_the_zoo_are_those_of_what_it_finds() -> None:
+    assert keys("filmloop models zoo --json") == set(Recall.model_fields)
+    assert keys("filmloop models zoo --json", table=1) == set(Candidate.model_fields)
 
 
 def test_the_page_names_every_outcome_that_retrain_can_print() -> None:

@@ -19,15 +19,18 @@ from filmloop.testing.mlflow_server import shared_server
 # 600 frames and ten steps: this is about the journal, not about learning. One rank: the weights are reproducible.
 SETS = (
     "source.rate_hz=0", "training.min_frames=500", "training.hyper.warmup_steps=1", "launcher.processes=1",
-    "gate.min_frames=10", "gate.min_gain=0", "model.hyper.features=8", "staging.frames_per_shard=300",
+    "gate.min_frames=10", "gate.min_gain=0", "model.hyper.features=8", "staging.frames_per_shard=300", "zoo.alike=3",
 )  # fmt: skip
 FULL = ("begun", "handled", "undone", "done")  # steps that call something remote and get a handle
 PLAIN = ("begun", "undone", "done")
 MOMENTS = {
-    "seal": PLAIN, "select": PLAIN, "move": FULL, "train": FULL, "fetch": FULL, "judge": PLAIN, "register": PLAIN,
+    "seal": PLAIN, "select": PLAIN, "recall": PLAIN, "move": FULL, "train": FULL, "fetch": FULL, "judge": PLAIN, "register": PLAIN,
     "alias": ("begun", "undone"), "promote": PLAIN, "live": PLAIN, "cycle": ("undone",),
 }  # fmt: skip
 POINTS = [f"{step}:{moment}" for step, moments in MOMENTS.items() for moment in moments]
+RETURN_POINTS = [
+    f"{step}:{moment}" for step in ("recall", "alias", "promote", "live", "cycle") for moment in MOMENTS[step]
+]
 
 
 class Site:
@@ -44,14 +47,26 @@ class Site:
         self.command.run("models", "promote", first["version"])
         self._stage()
 
+    def prepare_return(self) -> None:
+        """A champion that has hardly learnt anything, beside a former version that has learnt a little more."""
+        self._stage()
+        better = self.cycle()
+        self.command.run("models", "promote", better["version"])
+        self._stage()
+        worse = self.cycle(max_steps=1, warm_start=False)
+        self.command.run("models", "promote", worse["version"])
+        self._stage()
+
     def _stage(self) -> None:
         self.command.run("edge", "run", "--no-registry", "--frames", "600")
 
-    def cycle(self, max_steps: int = 10) -> dict[str, Any]:
-        return self.command.json("retrain", "--no-edge", "--set", f"training.hyper.max_steps={max_steps}")  # type: ignore[no-any-return]
+    def cycle(self, max_steps: int = 10, warm_start: bool = True) -> dict[str, Any]:
+        sets = (f"training.hyper.max_steps={max_steps}", f"training.warm_start={str(warm_start).lower()}")
+        return self.command.json("retrain", "--no-edge", *(word for each in sets for word in ("--set", each)))  # type: ignore[no-any-return]
 
     def kill_at(self, point: str) -> int:
-        argv = self.command.argv("retrain", "--no-edge", "--json", "--set", "training.hyper.max_steps=10")
+        sets = ("--set", "training.hyper.max_steps=10", "--set", "training.warm_start=true")
+        argv = self.command.argv("retrain", "--no-edge", "--json", *sets)
         argv[1:3] = ["-m", "filmloop.testing.kill_at", point, "--"]
         done = subprocess.run(
             argv, env=self.command.env(), capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
@@ -65,15 +80,18 @@ class Site:
             cycles, model = ledger.history(), self.model
             moves = [(m.alias, m.from_version, m.to_version) for m in ledger.moves(model)]
             shards, pending = ledger.shard_states(), ledger.pending_moves()
-        result = TrainResult.read(self.home.cycles / cycles[0].cycle_id / "bundle" / "result.json")
+        folder = self.home.cycles / cycles[0].cycle_id
+        trained = (folder / "bundle").exists()  # a version that came back was not
+        result = TrainResult.read(folder / "bundle" / "result.json") if trained else None
         versions = self.command.json("models", "list")["versions"]
         return {
             "outcomes": [row.outcome for row in cycles],
             "moves": moves,
             "pending": pending,
             "shards": shards,
-            "weights": result.weights_sha256,
-            "steps": result.steps,
+            "weights": result and result.weights_sha256,
+            "steps": result and result.steps,
+            "folder": sorted(path.name for path in folder.iterdir()),
             "versions": [(v["version"], sorted(v["aliases"])) for v in versions],
             "left on the cluster": sorted(path.name for path in (self.home.cluster / "runs").glob("*")),
         }
@@ -110,3 +128,30 @@ def test_an_undisturbed_run_promotes_so_that_promotion_is_killed_too(undisturbed
     ]
     assert undisturbed["pending"] == []
     assert undisturbed["left on the cluster"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_return_without_training_killed_at_every_point_moves_the_champion_once_and_trains_nothing(
+    filmloop: Any, tmp_path: Path
+) -> None:
+    site = Site(filmloop, tmp_path, "kill-return")
+    site.prepare_return()
+    killed = [point for point in RETURN_POINTS if site.kill_at(point) != 0]
+    assert killed == RETURN_POINTS, "every point was reached, each once"
+    report = site.cycle()
+    print(json.dumps({"kills of a return": len(killed)}), file=sys.stderr)
+    assert (report["outcome"], report["recalled"], report["version"]) == ("promoted", True, "1"), report["message"]
+    state = site.state()
+    assert state["outcomes"] == ["promoted", state["outcomes"][1], state["outcomes"][2]], "one cycle, resumed"
+    assert state["steps"] is None, "nothing was trained"
+    assert [move for move in state["moves"] if move[0] == "champion"] == [
+        ("champion", "2", "1"),
+        ("champion", "1", "2"),
+        ("champion", "", "1"),
+    ]
+    assert state["pending"] == []
+    assert set(state["shards"].values()) == {"trained"}
+    assert state["folder"] == ["config.json", "summary.json", "verdict.json"]
+    assert [version for version, _aliases in state["versions"]] == ["2", "1"]
+    assert state["left on the cluster"] == []

@@ -76,6 +76,8 @@ def test_the_registry_tells_what_the_version_is_made_of(site: Any, first: dict[s
     lineage = json.loads(version["tags"]["filmloop.lineage"])
     assert all(shard_id.startswith("simulator/run") for shard_id in lineage)
     assert json.loads(version["tags"]["filmloop.config"])["model"]["name"] == "mixer"
+    assert json.loads(version["tags"]["filmloop.zoo"]) == {"champion": "", "base": "", "frames": 0, "scored": {}}
+    assert json.loads(version["tags"]["filmloop.data"])["hits"] > 0
 
 
 @pytest.mark.slow
@@ -85,6 +87,10 @@ def test_the_next_cycle_goes_on_from_the_champion_and_a_rollback_brings_it_back(
     second = site.json("retrain", "--no-edge", "--again", "--set", "training.hyper.max_steps=20")
     assert (second["base_version"], second["version"]) == ("1", "2")
     site.json("models", "promote", "2", "--why", "for the test")
+    zoo = site.json("models", "zoo")
+    assert (zoo["champion"], zoo["left_out"]) == ("2", {})
+    assert {each["version"] for each in zoo["candidates"]} == {"1", "2"}
+    assert all(each["distance"] < 1 and each["own_over_zero_low"] > 0 for each in zoo["candidates"]), "the same beam"
     move = site.json("models", "rollback")
     assert (move["from_version"], move["to_version"]) == ("2", "1")
     history = site.json("models", "history")["moves"]

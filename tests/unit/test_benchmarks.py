@@ -32,6 +32,16 @@ COMMANDS = {
     "soak": {"frames_in", "lost", "rss_mb", "growth", "p99_ms", "restarts"},
     "sources": {"pool", "simulator", "replay", "zeromq_raw_ipc", "zeromq_raw_tcp", "pvaccess"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
+    "warmstart": {
+        "steps_ratio",
+        "steps_ratio_low",
+        "steps_ratio_high",
+        "seeds",
+        "scratch",
+        "warm",
+        "returning",
+        "forgetting",
+    },
 }
 SCRIPTS = {
     "gpu": {"model", "ok", "swap_ok", "frames_per_s", "dense_frames_per_s", "device_frames_per_s", "fraction_of_floor"},
@@ -128,6 +138,27 @@ def test_the_source_benchmark_reads_every_kind_beside_its_peer(tmp_path):
 def test_the_inference_benchmark_runs_as_a_command(tmp_path):
     value = quick_command("inference", tmp_path)
     assert value["frames_per_s"]["torch"] > 0
+
+
+@pytest.mark.slow
+def test_the_warm_start_benchmark_trains_both_ways_and_asks_the_zoo_at_every_condition(tmp_path):
+    value = quick_command("warmstart", tmp_path, "--folder", str(tmp_path))
+    (seed,) = value["per_seed"]
+    assert len(seed["ancestors"]) == 4
+    assert 0 < seed["scratch_steps"]["0.001"] <= 16
+    assert seed["scratch_steps"]["0.01"] <= seed["scratch_steps"]["0.001"]
+    assert value["returning"]["of"] == value["seeds"] == 1
+    assert set(value["forgetting"]) >= {"margin", "zoo", "live", "within_margin"}
+
+
+def test_a_ratio_of_steps_has_the_interval_of_its_seeds():
+    from filmloop.bench.warmstart import geometric_mean
+
+    assert geometric_mean([4.0]) == (4.0, None, None)
+    # Logarithms 1, 2, 3 have mean 2, deviation 1: half an interval is 4.303 / sqrt(3).
+    mean, low, high = geometric_mean([np.e, np.e**2, np.e**3])
+    assert mean == pytest.approx(np.e**2, rel=1e-3)
+    assert (low, high) == pytest.approx((np.exp(2 - 4.303 / 3**0.5), np.exp(2 + 4.303 / 3**0.5)), rel=1e-2)
 
 
 def test_the_gpu_benchmark_says_so_where_there_is_no_gpu_and_ends_well(tmp_path):

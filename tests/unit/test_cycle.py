@@ -151,7 +151,18 @@ def test_a_first_model_that_beats_the_baseline_becomes_champion_and_challenger(w
     challenger = world.registry.get(CHALLENGER)
     assert challenger is not None
     assert challenger.version == "1"
-    assert list(report.steps) == ["seal", "select", "move", "train", "fetch", "judge", "register", "promote", "live"]
+    assert list(report.steps) == [
+        "seal",
+        "select",
+        "recall",
+        "move",
+        "train",
+        "fetch",
+        "judge",
+        "register",
+        "promote",
+        "live",
+    ]
     assert set(world.ledger.shard_states().values()) == {TRAINED}
     folder = world.home.cycles / report.cycle_id
     assert {p.name for p in folder.iterdir()} == {

@@ -113,6 +113,22 @@ def inference(
     _report("inference", lambda _: bench.measure(model, 2.0 if quick else seconds), None, quick, json)
 
 
+@app.command()
+def warmstart(
+    seeds: Annotated[int, typer.Option(help="Of frames, weights and batches.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Of the longest plan from scratch.", min=1)] = 4000,
+    frames: Annotated[int, typer.Option(help="Of each of the five conditions.", min=256)] = 8192,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Steps that the right ancestor saves against converged scratch, and a return without training."""
+    from filmloop.bench import warmstart as bench
+
+    size = (1, 16, 2048) if quick else (seeds, steps, frames)
+    _report("warmstart", lambda where: bench.measure(*size, where), folder, quick, json)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:

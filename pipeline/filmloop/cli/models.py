@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import getpass
 import socket
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from filmloop.bootstrap import open_ledger, open_registry, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
-from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.cli.output import err, out, print_json, print_table, set_up_logs
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError
 from filmloop.ports.registry import CHAMPION
@@ -28,6 +30,8 @@ def me() -> str:
 def list_versions(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
     """List the versions, newest first."""
     set_up_logs(quiet=True)
+    from filmloop.zoo.index import data_tag
+
     site = open_site(site_file, sets=sets or ())
     registry = open_registry(site, start=True)
     versions = registry.versions()
@@ -42,10 +46,60 @@ def list_versions(site_file: SiteFile = None, sets: Sets = None, json: AsJson = 
             info.tags.get("filmloop.gate", ""),
             info.tags.get("filmloop.base_version", ""),
             f"{info.metrics['nll']:.3f}" if "nll" in info.metrics else "",
+            "" if (data := data_tag(info)) is None else data.in_words(),
         )
         for info in versions
     ]
-    print_table(f"{registry.model}  {registry.url}", ("version", "alias", "created", "gate", "base", "nll"), rows)
+    columns = ("version", "alias", "created", "gate", "ancestor", "nll", "trained on")
+    print_table(f"{registry.model}  {registry.url}", columns, rows)
+
+
+@app.command("zoo")
+def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
+    """Rank the versions on the newest staged frames, as the next cycle would: nothing is moved or trained."""
+    set_up_logs(quiet=True)
+    from filmloop.bootstrap import cycle_parts
+    from filmloop.selection import newest, usable_shards
+    from filmloop.zoo.recall import look_back
+
+    site = open_site(site_file, sets=sets or ())
+    registry = open_registry(site, start=True)
+    with open_ledger(site, read_only=True) as ledger, tempfile.TemporaryDirectory(prefix="filmloop-zoo-") as folder:
+        states = ledger.shard_states()
+        shards = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states)
+        if not shards:
+            raise DataError(
+                f"No frame of stream {site.stream!r} is staged, so there is nothing to score on.",
+                hint="`filmloop edge run` stages some.",
+            )
+        champion = registry.get(CHAMPION)
+        found = look_back(
+            cycle_parts(site, ledger, registry),
+            newest(shards, site.config.training.max_fresh_frames),
+            champion.version if champion else "",
+            folder=Path(folder) / "work",
+            tell=lambda text: err.print(text, markup=False),
+            remember=False,
+        )
+    if json:
+        print_json(found.as_json())
+        return
+    rows = [
+        (
+            each.version,
+            f"{each.nll:.3f}",
+            f"{100 * each.gain:+.2f} %",
+            f"{each.distance:.2f}",
+            f"{100 * each.over_zero:.2f} %",
+            f"{100 * each.own_over_zero:.2f} %",
+            "yes" if each.fits else "",
+            each.data.in_words(),
+        )
+        for each in found.candidates
+    ]
+    columns = ("version", "nll", "over champion", "distance", "over constant", "on its own", "fits", "trained on")
+    print_table(f"{found.frames:,} held-out frames: {found.data.in_words() if found.data else ''}", columns, rows)
+    out.print(found.message, markup=False)
 
 
 @app.command("show")

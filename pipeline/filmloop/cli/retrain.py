@@ -49,7 +49,8 @@ def print_report(report: CycleReport) -> None:
     if report.outcome in ("busy", "nothing_to_do"):
         return
     rows: list[tuple[str, Any]] = [("cycle", report.cycle_id), ("version", report.version or "none")]
-    rows.append(("started from", f"version {report.base_version}" if report.base_version else "scratch"))
+    origin = f"version {report.base_version}" if report.base_version else "scratch"
+    rows.append(("started from", "nothing: it was not trained again" if report.recalled else origin))
     for name, text in (("nll", "challenger"), ("nll_champion", "champion before"), ("nll_gaussian", "tuned Gaussian")):
         if name in report.metrics:
             rows.append((f"NLL {text}", f"{report.metrics[name]:.3f} nats a frame, held-out"))

@@ -178,6 +178,22 @@ class GatePolicy(Section):
     seed: int = Field(7, ge=0, description="of the bootstrap: the same reports give the same verdict")
 
 
+class ZooSection(Section):
+    """Former versions as ancestors, and their return."""
+
+    recall: Literal["promote", "warm_start", "off"] = Field(
+        "promote", description="promote: a former version that fits the newest frames again becomes champion without "
+        "training; warm_start: training starts from the best one at most; off: always from the champion"
+    )  # fmt: skip
+    candidates: int = Field(8, ge=1, description="former versions that are scored in a cycle, at most")
+    frames: int = Field(2000, ge=10, description="held-out fresh frames that they are scored on, at most")
+    alike: float = Field(
+        1.0, gt=0, description="farthest that the newest frames may be from those that a version was trained on, for it "
+        "to come back without training; 1 is a noticeable drift"
+    )  # fmt: skip
+    deadline_s: float = Field(30.0, gt=0, description="what is not scored by then is left out of the cycle")
+
+
 class SiteConfig(Section):
     """A whole site: one edge and cluster pair."""
 
@@ -194,6 +210,7 @@ class SiteConfig(Section):
     registry: MlflowRegistry = MlflowRegistry()
     training: TrainingSection = TrainingSection()
     gate: GatePolicy = GatePolicy()
+    zoo: ZooSection = ZooSection()
 
     @property
     def frame_shape(self) -> tuple[int, int]:

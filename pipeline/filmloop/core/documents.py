@@ -294,6 +294,7 @@ class CycleReport(Document):
     message: str
     version: str = ""
     base_version: str = ""
+    recalled: bool = Field(default=False, description="a former version was made champion again, without training")
     turnaround_s: float | None = Field(default=None, description="newest sealed shard to live at the edge")
     overhead_s: float | None = Field(default=None, description="all steps, without the training loop itself")
     train_s: float | None = None

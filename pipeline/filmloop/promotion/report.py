@@ -31,6 +31,7 @@ def describe(
     cycle_id: str,
     created_utc: str,
     site: str = "",
+    zoo: str = "",
 ) -> str:
     """The description of one version.
 
@@ -41,10 +42,12 @@ def describe(
         cycle_id: Cycle that made it.
         created_utc: When.
         site: Name of the site, '' to leave it out.
+        zoo: What the former versions had to say, '' if there were none.
     """
     parts = (
         _headline(result, verdict, cycle_id=cycle_id, created_utc=created_utc, site=site),
         _scores(reports),
+        f"**Ancestor:** {zoo}" if zoo else "",
         _training(result),
         _lineage(result),
         "**Go back:** `filmloop models rollback` puts the champion before the present one back.",

@@ -70,6 +70,8 @@ class MemoryRegistry:
     def download(self, version: str, target: Path) -> Path:
         """As the port says."""
         self._known(version)
+        if not (self._folder / version).is_dir():
+            raise DataError(f"Version {version} of {self.model} has no bundle.", hint="filmloop models list")
         shutil.copytree(self._folder / version, target, dirs_exist_ok=True)
         return target
 
