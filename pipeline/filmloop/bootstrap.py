@@ -19,6 +19,7 @@ from filmloop.core.errors import ConfigError, TransientError
 from filmloop.ledger import Ledger
 
 if TYPE_CHECKING:
+    from filmloop.adapters.local.workerclient import WarmWorker
     from filmloop.edge.service import EdgeService
     from filmloop.journal import CycleParts
     from filmloop.ports.registry import Registry
@@ -172,13 +173,20 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
         home=home,
         ledger=ledger,
         mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
-        launcher=LocalLauncher(section=config.launcher),
+        launcher=LocalLauncher(section=config.launcher, worker=warm_worker(site) if config.launcher.warm else None),
         registry=registry,
         stream=site.stream,
         frame_shape=config.frame_shape,
         cluster_root=home.cluster,
         code_commit=code_commit(),
     )
+
+
+def warm_worker(site: Site) -> WarmWorker:
+    """The site's warm worker, alive or not."""
+    from filmloop.adapters.local.workerclient import WarmWorker
+
+    return WarmWorker(site.home.worker, idle_s=site.config.launcher.warm_idle_s)
 
 
 def code_commit() -> str:
