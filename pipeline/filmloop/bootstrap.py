@@ -173,7 +173,7 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
         home=home,
         ledger=ledger,
         mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
-        launcher=LocalLauncher(section=config.launcher, worker=warm_worker(site) if config.launcher.warm else None),
+        launcher=LocalLauncher(section=config.launcher, worker=warm_worker(site)),
         registry=registry,
         stream=site.stream,
         frame_shape=config.frame_shape,
@@ -182,11 +182,12 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
     )
 
 
-def warm_worker(site: Site) -> WarmWorker:
-    """The site's warm worker, alive or not."""
+def warm_worker(site: Site) -> WarmWorker | None:
+    """The site's warm worker, alive or not; None if its jobs are started cold."""
     from filmloop.adapters.local.workerclient import WarmWorker
 
-    return WarmWorker(site.home.worker, idle_s=site.config.launcher.warm_idle_s)
+    section = site.config.launcher
+    return WarmWorker(site.home.worker, idle_s=section.warm_idle_s) if section.warm else None
 
 
 def code_commit() -> str:

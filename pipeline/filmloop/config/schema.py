@@ -129,7 +129,9 @@ class LocalLauncher(Section):
         "where no worker can be had, starts torchrun cold"
     )  # fmt: skip
     warm_idle_s: float = Field(
-        1200.0, gt=0, description="the worker ends after this time without a job; until then it holds some 150 MB of its own"
+        1200.0,
+        gt=0,
+        description="the worker ends after this time without a job; until then it holds some 150 MB of its own",
     )
 
 

@@ -95,7 +95,7 @@ def run_demo(site: Site, *, train_s: float = 25.0, tell: Tell) -> DemoReport:
         )  # fmt: skip
         story = _Story(stage, ledger, registry, source, watch, tell)
         try:
-            with _running(service, home):
+            with running(service, home):
                 checks = story.tell_all()
                 status = read_status(home)
         finally:
@@ -130,7 +130,12 @@ def _demo_site(site: Site, home: Home, uri: str, model: str, train_s: float) -> 
 
 
 @contextmanager
-def _running(service: EdgeService, home: Home) -> Iterator[None]:
+def running(service: EdgeService, home: Home) -> Iterator[None]:
+    """The edge in a thread of this process, for the block.
+
+    Raises:
+        TransientError: it does not start.
+    """
     stop = threading.Event()
     failure: list[BaseException] = []
 

@@ -12,7 +12,6 @@ Forking is safe for a process with one thread that has not touched a GPU: `why_n
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import logging
@@ -147,7 +146,9 @@ def agent(module: str, args: Sequence[str], *, ranks: int, threads: int) -> int:
         os.set_blocking(fd, False)
     signal.set_wakeup_fd(waker)
     if reason := why_not():
-        raise ConfigError(f"No ranks can be forked here: {reason}.", hint="Start the job cold: [launcher] warm = false.")
+        raise ConfigError(
+            f"No ranks can be forked here: {reason}.", hint="Start the job cold: [launcher] warm = false."
+        )
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         shared = _shared_environ(ranks, threads, port)
@@ -257,4 +258,3 @@ def _watch(children: list[Forked], told_to_stop: list[int], wakes: int) -> int:
                 for child in running.values():
                     child.kill()
     return first
-
