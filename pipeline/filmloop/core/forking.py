@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FIRST_OWN_FD = 3
@@ -74,17 +75,18 @@ class Forked:
 def fork(work: Callable[[], int | None]) -> Forked:
     """Start `work` in a child that the kernel kills when this process dies; its return value is the exit code."""
     parent = os.getpid()
-    if pid := os.fork():
-        return Forked(pid)
 
     def tied() -> int | None:
         die_with(parent)
         return work()
 
-    run_child(tied)
+    pid = os.fork()
+    if not pid:
+        run_child(tied)
+    return Forked(pid)
 
 
-def run_child(work: Callable[[], int | None]) -> None:
+def run_child(work: Callable[[], int | None]) -> NoReturn:
     """Do `work` in a child that was just forked, and end as an interpreter would. Never returns."""
     code = 1
     try:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, registry_uri
+from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, registry_uri, warm_worker
 from filmloop.config.paths import Home
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.documents import CycleReport, Document
@@ -100,6 +100,8 @@ def run_demo(site: Site, *, train_s: float = 25.0, tell: Tell) -> DemoReport:
                 status = read_status(home)
         finally:
             plot_story(home.root / "story.png", watch.samples(), story.events)
+            if (worker := warm_worker(stage)) is not None:
+                worker.stop()
     report = DemoReport(
         folder=str(home.root),
         plot=str(home.root / "story.png"),
