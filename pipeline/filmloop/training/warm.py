@@ -114,6 +114,7 @@ def run_job(
         job.write(folder / "job.json")
     environ = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": str(threads)}
     with disk_errors(folder), (folder / "run.log").open("ab") as log:
+        child: Forked | subprocess.Popen[bytes]
         if reason := why_not():
             _log.warning("cold start of job %s: %s", job.job_id, reason)
             child = _cold(folder / "job.json", ranks, environ, log.fileno())
@@ -224,11 +225,10 @@ def _rank(module: str, args: Sequence[str], number: int, threads: int, shared: d
 
 def _store(server: socket.socket, port: int) -> object:
     """The agent's half of the ranks' rendezvous, on the socket that already listens."""
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return dist.TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach()
-    )  # fmt: skip
+    fd = server.detach()  # the store closes it
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
 
 
 def _watch(children: list[Forked], told_to_stop: list[int], wakes: int) -> int:

@@ -74,8 +74,11 @@ class Worker:
         self._problem = warm.why_not() or ("" if self._mark.mark(BLANK) else "its processes cannot be marked")
         self._inode = _inode(folder / SOCKET)
 
-    def serve(self, told_to_stop: list[int]) -> bool:
+    def serve(self) -> bool:
         """Until it has to end; returns whether it is to begin anew."""
+        told_to_stop: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: told_to_stop.append(number))
         print(f"filmloop: {utc_now()} warm worker {os.getpid()} is ready {self._problem}", flush=True)
         last_s = time.monotonic()
         while not told_to_stop:
@@ -244,9 +247,7 @@ def run(folder: Path, *, idle_s: float, max_jobs: int, background: bool) -> bool
 
     `background`: the caller's child ends once callers can be sure to reach the worker, and the worker is no child of his.
     """
-    told_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: told_to_stop.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it loads, a signal ends it on the spot
     with hold(folder / LOCK) as lock:
         if lock is None:
             print(f"filmloop: {folder} has its worker already")
@@ -257,7 +258,7 @@ def run(folder: Path, *, idle_s: float, max_jobs: int, background: bool) -> bool
                     os._exit(0)
                 os.setsid()
                 listener.listen(_BACKLOG)  # again: the kernel tells callers the process that did so last
-            return Worker(folder, listener, idle_s=idle_s, max_jobs=max_jobs).serve(told_to_stop)
+            return Worker(folder, listener, idle_s=idle_s, max_jobs=max_jobs).serve()
 
 
 def main() -> None:

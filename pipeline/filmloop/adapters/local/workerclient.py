@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,16 @@ class WarmWorker:
         """
         if not is_held(self.folder / LOCK):
             return False
-        pid = self._pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
+
+        def ended() -> bool | None:
+            pid = self._pid()  # asked again: it may have been about to begin anew
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            return None if is_held(self.folder / LOCK) else True
+
         wait_until(
-            lambda: None if is_held(self.folder / LOCK) else True,
+            ended,
             deadline_s=30.0,
             what="The end of the warm worker",
             hint=f"See {self.folder / WORKER_LOG}; `fuser {self.folder / LOCK}` names it.",
