@@ -24,7 +24,8 @@ RateFunction = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Counts (N, C, E) float32 to rates (N, C, E) float32: the expected counts of the whole frame."""
 
 TUNE_FRAMES = 200
-"""Frames that the Gaussian baseline is tuned on. Four numbers fitted to n frames cost 4 / 2n nats a frame: .01 of 300."""
+"""Frames that the Gaussian baseline is tuned on: 1.3 s of CPU. 500 took 3.3 s and gave .01 nats a frame less of 301 at 620
+hits, .03 of 67 at 50 hits."""
 _BATCH_FRAMES = 256
 
 
