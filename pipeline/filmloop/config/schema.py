@@ -131,7 +131,7 @@ class LocalLauncher(Section):
     warm_idle_s: float = Field(
         1200.0,
         gt=0,
-        description="the worker ends after this time without a job; until then it holds some 150 MB of its own",
+        description="the worker ends after this time without a job; until then it holds some 260 MB of its own",
     )
 
 
