@@ -262,3 +262,18 @@ def test_a_worker_that_hangs_means_a_cold_start_and_the_job_runs_once(tmp_path: 
     # The lock that lay in the deaf worker's queue is let go with it.
     assert launching.ended(launcher, handle).state == "succeeded"
     assert launching.starts(job) == 1
+
+
+def test_a_caller_that_did_not_wait_for_the_worker_and_the_worker_start_one_run(tmp_path: Path, make: Make) -> None:
+    worker = make(patience_s=0.3)  # loading takes ten times as long
+    worker.start()
+    site = site_of(tmp_path, worker)
+    job, launcher = site.job("wait"), site.make()
+    handle = launcher.submit(job)
+    assert "not ready within 0.3 s" in Path(handle, "run.log").read_text()
+    launching.started(job)
+    ready(worker)
+    wait_until(lambda: worker.status().get("jobs") == 1 or None, deadline_s=60, what="the worker's look at the job")
+    Path(job.output_dir, "go").touch()
+    assert launching.ended(launcher, handle).state == "succeeded"
+    assert launching.starts(job) == 1

@@ -134,7 +134,7 @@ class WarmWorker:
             if "refused" in answer:
                 return f"the warm worker cannot do it: {answer['refused']}"
             self._wait_for_the_end(end_s)  # it begins anew, or makes room for one of our installation
-        return f"the warm worker was not ready within {self._patience_s:.0f} s"
+        return f"the warm worker was not ready within {self._patience_s:g} s"
 
     def _wait_for_the_end(self, end_s: float) -> None:
         """A worker that begins anew lets its lock go first."""
