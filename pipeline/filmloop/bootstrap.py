@@ -19,6 +19,7 @@ from filmloop.core.errors import ConfigError, TransientError
 from filmloop.ledger import Ledger
 
 if TYPE_CHECKING:
+    from filmloop.adapters.local.workerclient import WarmWorker
     from filmloop.edge.service import EdgeService
     from filmloop.journal import CycleParts
     from filmloop.ports.launcher import Launcher
@@ -161,9 +162,9 @@ def stage_spec(site: Site, *, with_registry: bool) -> dict[str, Any]:
     }
 
 
-def open_launcher(config: SiteConfig) -> Launcher:
+def open_launcher(site: Site) -> Launcher:
     """What starts the site's training; nothing is asked or started yet."""
-    section = config.launcher
+    section = site.config.launcher
     if section.kind == "slurm":
         from filmloop.adapters.slurm.launcher import SlurmLauncher
 
@@ -174,7 +175,7 @@ def open_launcher(config: SiteConfig) -> Launcher:
         return PbsLauncher(section=section)
     from filmloop.adapters.local.launcher import LocalLauncher
 
-    return LocalLauncher(section=section)
+    return LocalLauncher(section=section, worker=warm_worker(site))
 
 
 def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
@@ -188,13 +189,23 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
         home=home,
         ledger=ledger,
         mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
-        launcher=open_launcher(config),
+        launcher=open_launcher(site),
         registry=registry,
         stream=site.stream,
         frame_shape=config.frame_shape,
         cluster_root=home.cluster,
         code_commit=code_commit(),
     )
+
+
+def warm_worker(site: Site) -> WarmWorker | None:
+    """The site's warm worker, alive or not; None if its jobs are started cold, or by a batch system."""
+    from filmloop.adapters.local.workerclient import WarmWorker
+
+    section = site.config.launcher
+    if section.kind != "local" or not section.warm:
+        return None
+    return WarmWorker(site.home.worker, idle_s=section.warm_idle_s)
 
 
 def code_commit() -> str:

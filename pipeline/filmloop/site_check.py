@@ -174,7 +174,7 @@ def _mover(site: Site) -> Finding:
 def _batch_launcher(site: Site) -> Iterator[Finding]:
     from filmloop.adapters.batch.check import check_batch
 
-    launcher = open_launcher(site.config)
+    launcher = open_launcher(site)
     assert isinstance(launcher, BatchLauncher)
     checks = check_batch(
         launcher.dialect, launcher.section, runs=site.home.cluster / "runs", deadline_s=site.config.training.deadline_s

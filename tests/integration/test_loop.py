@@ -19,7 +19,7 @@ from filmloop.testing.mlflow_server import shared_server
 pytestmark = pytest.mark.timeout(900)  # whole loops: on a busy machine they take their time
 
 RETRAIN_KEYS = {"cycle_id", "outcome", "version", "base_version", "turnaround_s", "overhead_s", "steps", "gate"}
-STATUS_KEYS = {"champion", "edge", "last_cycle", "shards", "registry"}
+STATUS_KEYS = {"champion", "edge", "last_cycle", "shards", "registry", "worker"}
 EDGE_KEYS = {
     "frames_in", "frames_inferred", "frames_staged", "frames_dropped", "rate_hz", "latency_p50_ms", "latency_p99_ms",
     "version", "swaps",
@@ -32,7 +32,11 @@ STEPS = ("training.hyper.max_steps=500", "training.hyper.train_s=500")
 @pytest.fixture(scope="module")
 def site(filmloop: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("loop")
-    return filmloop(home, *STEPS, f"registry.uri={shared_server()}", "model.registered_as=loop")
+    command = filmloop(
+        home, *STEPS, f"registry.uri={shared_server()}", "model.registered_as=loop", "launcher.warm=true"
+    )
+    yield command
+    command.run("worker", "stop")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,7 @@ def test_the_first_cycle_ends_with_a_champion_that_a_running_edge_serves(site: A
     assert (status["champion"]["version"], status["edge"]["version"]) == ("1", "1")
     assert not status["edge"]["alive"], "the edge that the cycle started is gone"
     assert status["last_cycle"]["outcome"] == "promoted"
+    assert status["worker"] == {"warm": True, "alive": True}, "it waits for the next cycle"
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from filmloop.adapters.local.launcher import LocalLauncher
+from filmloop.adapters.local.mark import marked_processes
 from filmloop.adapters.local.runfolder import Launch
-from filmloop.adapters.local.supervise import marked_processes
 from filmloop.bundle import verify_bundle
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.documents import ShardRef, TrainJob, TrainResult, WeightsRef

@@ -31,6 +31,14 @@ COMMANDS = {
     "latency": {"latency", "seconds_each"},
     "soak": {"frames_in", "lost", "rss_mb", "growth", "p99_ms", "restarts"},
     "sources": {"pool", "simulator", "replay", "zeromq_raw_ipc", "zeromq_raw_tcp", "pvaccess"},
+    "cycle": {
+        "overhead_cold_s",
+        "overhead_warm_s",
+        "overhead_to_training",
+        "steps_cold",
+        "steps_warm",
+        "recovery",
+    },
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
     "warmstart": {
         "steps_ratio",
@@ -45,12 +53,12 @@ COMMANDS = {
 }
 SCRIPTS = {
     "gpu": {"model", "ok", "swap_ok", "frames_per_s", "dense_frames_per_s", "device_frames_per_s", "fraction_of_floor"},
-    "cycle": {"overhead_cold_s", "overhead_warm_s", "overhead_to_training", "steps_cold", "steps_warm"},
 }
 
 # Results of the time before `filmloop bench` lack what it has added since.
 PROMISED = {
     **SCRIPTS,
+    "cycle": {"overhead_cold_s", "overhead_warm_s", "overhead_to_training", "steps_cold", "steps_warm"},
     "edge": {"frames_in", "frames_out", "rate_hz", "bare_rate_hz", "ratio"},
     "stage": {"frames_per_cpu_s", "ratio_to_zarr_python", "ratio_to_h5py"},
     "swap": {"swaps", "mixed", "p99_ratio"},
@@ -228,13 +236,16 @@ def test_bare_inference_rates_name_every_runtime_beside_its_peers():
 
 @pytest.mark.slow
 def test_the_cycle_benchmark_runs_a_cold_and_a_warm_cycle(tmp_path):
-    argv = [sys.executable, str(BENCHMARKS / "cycle.py"), "--quick", "--folder", str(tmp_path)]
-    value = run("cycle", argv, SCRIPTS["cycle"], tmp_path)
+    value = quick_command("cycle", tmp_path, "--folder", str(tmp_path))
     assert value["overhead_warm_s"] > 0
     for steps in (value["steps_cold"], value["steps_warm"]):
         assert {"setup", "seal", "move", "train", "fetch", "judge", "register"} <= set(steps)
     assert len(value["outcomes"]) == 2
     assert "failed" not in value["outcomes"]
+    recovery = value["recovery"]
+    assert recovery["nll_before"] != recovery["nll_drifted"]
+    assert recovery["cycle_began_s"] > 0
+    assert (recovery["recovered_s"] is None) == (recovery["recovered_frames"] is None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +129,22 @@ def warmstart(
     _report("warmstart", lambda where: bench.measure(*size, where), folder, quick, json)
 
 
+@app.command()
+def cycle(
+    warm: Annotated[int, typer.Option(help="Warm cycles; the median counts.", min=1)] = 3,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """What a cycle costs beside its training, cold and warm, and how long a drift hurts."""
+    from filmloop.bench import cycle as bench
+
+    def measure(where: Path) -> dict[str, Any]:
+        return bench.measure(where, warm=1 if quick else warm, quick=quick)
+
+    _report("cycle", measure, folder, quick, json, packages=bench.PACKAGES)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:
@@ -136,10 +152,15 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 
 
 def _report(
-    benchmark: str, measure: Callable[[Path], dict[str, Any]], folder: Path | None, quick: bool, json: bool
+    benchmark: str,
+    measure: Callable[[Path], dict[str, Any]],
+    folder: Path | None,
+    quick: bool,
+    json: bool,
+    packages: Sequence[str] | None = None,
 ) -> None:
     """Measure, and print one JSON line, or the same for people."""
-    from filmloop.bench.report import Machine
+    from filmloop.bench.report import PACKAGES, Machine
 
     set_up_logs(quiet=True)
     machine = Machine()
@@ -153,7 +174,7 @@ def _report(
             f"A peer of this benchmark is not installed: {exc}.", hint="pip install -c constraints.txt -e '.[bench]'"
         ) from exc
     command = shlex.join(["filmloop", *sys.argv[1:]])
-    line = machine.report(benchmark, values, command=command, quick=quick)
+    line = machine.report(benchmark, values, command=command, quick=quick, packages=packages or PACKAGES)
     if json:
         print_line(line)
         return

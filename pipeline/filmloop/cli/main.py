@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 import filmloop
-from filmloop.cli import bench, demo, edge, evaluate, models, registry, retrain, shards, simulate, site, status
+from filmloop.cli import bench, demo, edge, evaluate, models, registry, retrain, shards, simulate, site, status, worker
 from filmloop.cli.output import err, print_json
 from filmloop.core.errors import FilmloopError
 
@@ -29,6 +29,7 @@ app.command("demo")(demo.demo)
 app.add_typer(edge.app, name="edge")
 app.add_typer(bench.app, name="bench")
 app.add_typer(registry.app, name="registry")
+app.add_typer(worker.app, name="worker")
 app.add_typer(shards.app, name="shards")
 app.add_typer(models.app, name="models")
 app.add_typer(site.app, name="site")

@@ -16,7 +16,7 @@ from filmloop.ports.registry import CHAMPION
 
 
 def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
-    """Show the champion, the edge, the last cycle, the shards and the registry."""
+    """Show the champion, the edge, the last cycle, the shards, the warm worker and the registry."""
     set_up_logs(quiet=True)
     site = open_site(site_file, sets=sets or ())
     with open_ledger(site, read_only=True) as ledger:
@@ -28,6 +28,7 @@ def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) 
             "last_cycle": _last_cycle(ledger),
             "shards": _shards(site, ledger),
             "registry": _registry(site),
+            "worker": _worker(site),
         }
     if json:
         print_json(found)
@@ -120,6 +121,15 @@ def _registry(site: Site) -> dict[str, Any]:
     return {"uri": uri, "alive": bool(uri), "model": site.config.registered_model, "page": page}
 
 
+def _worker(site: Site) -> dict[str, Any]:
+    """Whether the warm worker lives: its lock is looked at, it is not asked."""
+    from filmloop.adapters.local.held import is_held
+    from filmloop.adapters.local.workerline import LOCK
+
+    launcher = site.config.launcher
+    return {"warm": launcher.kind == "local" and launcher.warm, "alive": is_held(site.home.worker / LOCK)}
+
+
 def _answers(uri: str) -> bool:
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=1.0):
@@ -159,4 +169,7 @@ def _print(found: dict[str, Any]) -> None:
         f"shards    {shards['sealed']} sealed with {shards['frames']:,} frames ({shards['bytes'] / 1e6:.0f} MB), "
         f"{shards['fresh_frames']:,} frames fresh" + (f", {shards['damaged']} damaged" if shards["damaged"] else "")
     )
+    if found["worker"]["warm"]:
+        alive = "ready for the next job" if found["worker"]["alive"] else "none; `filmloop retrain` starts one"
+        out.print(f"worker    {alive}", markup=False)
     out.print(f"registry  {registry['page'] or 'not running; `filmloop registry start` starts it'}", markup=False)

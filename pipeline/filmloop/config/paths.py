@@ -28,6 +28,11 @@ class Home:
         return self.root / "cluster"
 
     @property
+    def worker(self) -> Path:
+        """The warm worker's socket, lock and log, for its user alone."""
+        return self.cluster / "worker"
+
+    @property
     def weights(self) -> Path:
         """Verified bundles that cycles start from: `<registered model>/<version>/`."""
         return self.root / "weights"

@@ -134,6 +134,15 @@ class LocalLauncher(Section):
     kind: Literal["local"] = Field("local", description="torchrun on this machine")
     processes: int = Field(2, ge=1, description="ranks")
     threads: int = Field(1, ge=1, description="CPU threads of each rank")
+    warm: bool = Field(
+        True, description="fork the ranks from a worker that has torch loaded, and keep it for the next cycle; false, or "
+        "where no worker can be had, starts torchrun cold"
+    )  # fmt: skip
+    warm_idle_s: float = Field(
+        1200.0,
+        gt=0,
+        description="the worker ends after this time without a job; until then it holds some 260 MB of its own",
+    )
 
 
 Launcher = Annotated[LocalLauncher | SlurmLauncher | PbsLauncher, Field(discriminator="kind")]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, registry_uri
+from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, registry_uri, warm_worker
 from filmloop.config.paths import Home
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.documents import CycleReport, Document
@@ -95,11 +95,13 @@ def run_demo(site: Site, *, train_s: float = 25.0, tell: Tell) -> DemoReport:
         )  # fmt: skip
         story = _Story(stage, ledger, registry, source, watch, tell)
         try:
-            with _running(service, home):
+            with running(service, home):
                 checks = story.tell_all()
                 status = read_status(home)
         finally:
             plot_story(home.root / "story.png", watch.samples(), story.events)
+            if (worker := warm_worker(stage)) is not None:
+                worker.stop()
     report = DemoReport(
         folder=str(home.root),
         plot=str(home.root / "story.png"),
@@ -130,7 +132,12 @@ def _demo_site(site: Site, home: Home, uri: str, model: str, train_s: float) -> 
 
 
 @contextmanager
-def _running(service: EdgeService, home: Home) -> Iterator[None]:
+def running(service: EdgeService, home: Home) -> Iterator[None]:
+    """The edge in a thread of this process, for the block.
+
+    Raises:
+        TransientError: it does not start.
+    """
     stop = threading.Event()
     failure: list[BaseException] = []
 

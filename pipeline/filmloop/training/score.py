@@ -16,10 +16,12 @@ from filmloop.core.errors import DataError
 from filmloop.core.holdout import held_out
 from filmloop.core.poisson import thin_by_hash
 from filmloop.training.data import MIN_HELD_OUT_FRAMES, MIN_TRAIN_FRAMES, Holdout
-from filmloop.training.evaluate import TUNE_FRAMES, RateFunction, constant_rate, evaluate, rate_function, tuned_gaussian
+from filmloop.training.evaluate import RateFunction, constant_rate, evaluate, rate_function
 from filmloop.training.load import load_module
 from filmloop_models.cookiebox.baselines import TemplatePursuit, TunedGaussian
 from filmloop_models.cookiebox.score import mse_after_gain_and_shift
+
+_TUNE_FRAMES = 500
 
 Scores = dict[str, float | int | None]
 
@@ -61,7 +63,7 @@ def score_frames(
         )
     chosen, others = _split(pulse_id_N, policy)
     held = _held(counts_NCE[chosen], pulse_id_N[chosen], policy)
-    tune_on = others[-TUNE_FRAMES:]
+    tune_on = others[-_TUNE_FRAMES:]
     rate_of = rate_function(load_module(bundle))
     report = evaluate(rate_of, held, "challenger")
     scores: Scores = {
@@ -70,7 +72,8 @@ def score_frames(
         "nll_low": report.nll_low,
         "nll_high": report.nll_high,
     }
-    scores["nll_gaussian"] = evaluate(tuned_gaussian(counts_NCE[tune_on], held), held, "gaussian").nll
+    blur = TunedGaussian.tune(counts_NCE[tune_on], keep=policy.keep, seed=policy.seed)
+    scores["nll_gaussian"] = evaluate(blur.rate, held, "gaussian").nll
     scores["nll_zero"] = evaluate(constant_rate(counts_NCE[tune_on]), held, "zero").nll
     if label_NCE is None:
         return scores | {"mse": None, "mse_gaussian": None, "mse_pursuit": None, "mse_zero": None}

@@ -12,8 +12,9 @@ from filmloop.adapters.batch.check import check_batch
 from filmloop.adapters.batch.launcher import BatchLauncher
 from filmloop.adapters.batch.script import render, time_limit_s
 from filmloop.adapters.slurm.dialect import SlurmDialect
-from filmloop.bootstrap import open_launcher
+from filmloop.bootstrap import Site, open_launcher
 from filmloop.config.loader import load_site, parse_site
+from filmloop.config.paths import Home
 from filmloop.config.schema import SlurmLauncher
 from filmloop.core.errors import ConfigError
 
@@ -35,7 +36,9 @@ SITES = {
 
 def launcher_of(name: str, **overrides: Any) -> BatchLauncher:
     config = load_site(CHECKOUT / f"site_configs/{name}.toml", overrides=overrides)
-    launcher = open_launcher(config)
+    launcher = open_launcher(
+        Site(file=CHECKOUT / f"site_configs/{name}.toml", config=config, home=Home(CHECKOUT / ".none"))
+    )
     assert isinstance(launcher, BatchLauncher)
     return launcher
 

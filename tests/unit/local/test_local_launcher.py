@@ -10,8 +10,8 @@ import pytest
 
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.launcher import LocalLauncher
+from filmloop.adapters.local.mark import TOKEN, kill_marked, marked_processes
 from filmloop.adapters.local.runfolder import Launch, last_metrics, log_tail
-from filmloop.adapters.local.supervise import TOKEN, kill_marked, marked_processes
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.errors import DataError
 from filmloop.testing.contracts.launcher import LauncherSite, ended

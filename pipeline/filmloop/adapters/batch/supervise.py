@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from filmloop.adapters.batch.attempt import HOST, PORT, RUN, Attempt, Started
+from filmloop.adapters.local.mark import TOKEN, kill_marked
 from filmloop.adapters.local.runfolder import CANCEL, ERROR, EXIT, LOG, Exit, Reason
-from filmloop.adapters.local.supervise import TOKEN, kill_marked
 from filmloop.core.clock import utc_now
 
 _LOOK_S = 0.2

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.mark import kill_marked
 from filmloop.adapters.local.outcome import status_of
 from filmloop.adapters.local.runfolder import (
     ALIVE,
@@ -24,7 +25,7 @@ from filmloop.adapters.local.runfolder import (
     last_metrics,
     log_tail,
 )
-from filmloop.adapters.local.supervise import kill_marked
+from filmloop.adapters.local.workerclient import WarmWorker
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import TrainJob
@@ -35,6 +36,7 @@ from filmloop.ports.launcher import LaunchStatus
 
 _START_S = 60.0
 """The supervisor is in the background after 0.1 s; a loaded machine may take longer."""
+_ENTRY = "filmloop.training.entry"
 
 
 class LocalLauncher:
@@ -45,16 +47,28 @@ class LocalLauncher:
     `submit` and goes on from its checkpoint. A job that failed otherwise, passed its deadline or was cancelled stays so:
     the caller makes a new one, with another `job_id`.
 
+    With a `worker` the ranks are forked from a process that has torch loaded; without one, or when it cannot be had,
+    torchrun is started, cold. The promises are the same, and `run.log` says which it was.
+
     Args:
         section: The site file's `[launcher]`.
-        command: Runs instead of torchrun and `filmloop.training.entry`, followed by the path of `job.json`.
+        command: Runs instead of torchrun and `module`, followed by the path of `job.json`; always cold.
+        module: Runs in every rank, followed by the path of `job.json`.
         grace_s: Time that the trainer has for a checkpoint between SIGTERM and SIGKILL.
+        worker: The warm worker, if there may be one.
     """
 
     def __init__(
-        self, *, section: LauncherSection, command: Sequence[str] | None = None, grace_s: float = 10.0
+        self,
+        *,
+        section: LauncherSection,
+        command: Sequence[str] | None = None,
+        module: str = _ENTRY,
+        grace_s: float = 10.0,
+        worker: WarmWorker | None = None,
     ) -> None:
-        self._section, self._command, self._grace_s = section, command, grace_s
+        self._section, self._command, self._module, self._grace_s = section, command, module, grace_s
+        self._worker = worker if command is None else None
 
     def submit(self, job: TrainJob) -> str:
         """See `Launcher.submit`."""
@@ -142,10 +156,17 @@ class LocalLauncher:
             deadline_s=job.deadline_s,
             grace_s=self._grace_s,
             submitted_utc=utc_now(),
+            module=self._module if self._command is None else "",
+            ranks=self._section.processes,
         )
         for stale in (EXIT, ERROR):
             (folder / stale).unlink(missing_ok=True)
         launch.write(folder)
+        if self._worker is not None:
+            why = self._worker.hand_over(folder, lock)
+            if not why:
+                return
+            _say(folder, f"cold start: {why}")
         _supervise(folder, lock)
 
     def _runner(self) -> tuple[str, ...]:
@@ -158,7 +179,12 @@ class LocalLauncher:
             )
         ranks = f"--nproc-per-node={self._section.processes}"
         torchrun = (sys.executable, "-m", "filmloop.training.torchrun", "--standalone", ranks)
-        return (*torchrun, "-m", "filmloop.training.entry")
+        return (*torchrun, "-m", self._module)
+
+
+def _say(folder: Path, text: str) -> None:
+    with disk_errors(folder), (folder / LOG).open("a", encoding="utf-8") as log:
+        log.write(f"filmloop: {utc_now()} {text}\n")
 
 
 def _supervise(folder: Path, lock: int) -> None:

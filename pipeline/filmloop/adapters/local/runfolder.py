@@ -5,6 +5,7 @@
     alive         locked while a supervisor lives
     cancel        somebody wants the job to end
     exit.json     how the latest attempt ended
+    claim.<n>     attempt n has its supervisor: only one of a warm and a cold one may have it
     run.log       output of the supervisor and of every process below it
 
 `error.json`, `metrics.jsonl` and `bundle/` are the trainer's.
@@ -13,12 +14,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from filmloop.core.errors import DataError
-from filmloop.core.fsio import atomic_write_json, read_json
+from filmloop.core.fsio import atomic_write_json, disk_errors, read_json
 
 JOB, LAUNCH, ALIVE, CANCEL, EXIT, LOG = "job.json", "launch.json", "alive", "cancel", "exit.json", "run.log"
 ERROR, METRICS, BUNDLE_RESULT = "error.json", "metrics.jsonl", "bundle/result.json"
@@ -38,6 +40,8 @@ class Launch:
         deadline_s: Wall time after which the supervisor ends it.
         grace_s: Time between SIGTERM and SIGKILL.
         submitted_utc: When.
+        module: What a warm worker runs in every rank instead of the command; '' if the command cannot be done warm.
+        ranks: How many ranks.
     """
 
     attempt: int
@@ -47,10 +51,21 @@ class Launch:
     deadline_s: float
     grace_s: float
     submitted_utc: str
+    module: str = ""
+    ranks: int = 1
 
     def write(self, folder: Path) -> None:
         """Write durably."""
         atomic_write_json(folder / LAUNCH, asdict(self))
+
+    def claim(self, folder: Path) -> bool:
+        """Whether the caller is the first to ask, and so the one to supervise this attempt."""
+        with disk_errors(folder):
+            try:
+                os.close(os.open(folder / f"claim.{self.attempt}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+            except FileExistsError:
+                return False
+        return True
 
     @classmethod
     def read(cls, folder: Path) -> Launch:

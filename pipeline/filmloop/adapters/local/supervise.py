@@ -4,93 +4,76 @@ Started by the launcher, which hands down the lock `alive`. Goes to the backgrou
 ends it at the deadline, on request or when told to stop itself, and writes `exit.json`. Imports no torch: it is there
 within 0.1 s.
 
-torchrun puts every rank into a session of its own, so killing a process group misses them. Every process of an attempt
-carries the attempt's token in its environment instead, and is found by it.
+A warm worker (`adapters.local.worker`) forks this supervisor instead, and it forks the ranks: `supervise` is the same.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+from filmloop.adapters.local.mark import TOKEN, kill_marked
 from filmloop.adapters.local.runfolder import CANCEL, LOG, Exit, Launch, Reason
 from filmloop.core.clock import utc_now
-
-TOKEN = "FILMLOOP_LAUNCH"
-"""Environment variable that marks the processes of an attempt."""
+from filmloop.core.forking import die_with
 
 _LOOK_S = 0.1
-_PR_SET_PDEATHSIG = 1
-_KILL_PATIENCE_S = 30.0
-_EMPTY_LOOKS = 3
 
 
-def marked_processes(token: str) -> list[int]:
-    """Ids of the living processes that carry `token`, this one excepted."""
-    mark = f"{TOKEN}={token}".encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        try:
-            environ = Path("/proc", entry, "environ").read_bytes()
-        except OSError:  # ended meanwhile, or another user's
-            continue
-        if mark in environ.split(b"\0"):
-            found.append(int(entry))
-    return found
+class Child(Protocol):
+    """A child that is watched: `subprocess.Popen`, or `core.forking.Forked`."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
 
 
-def kill_marked(token: str) -> int:
-    """SIGKILL every process that carries `token` until none is left; returns how many there were.
-
-    One look that finds none proves nothing: a process that was forked since /proc was listed is not in the list, and
-    one in the middle of an exec shows an empty environment.
-    """
-    killed: set[int] = set()
-    end_s, looks = time.monotonic() + _KILL_PATIENCE_S, 0
-    while looks < _EMPTY_LOOKS and time.monotonic() < end_s:
-        pids = marked_processes(token)
-        looks = 0 if pids else looks + 1
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed.add(pid)
-        time.sleep(0.01)
-    return len(killed)
+Start = Callable[[Launch, Path], Child]
+"""Starts the command of an attempt, marked with its token."""
 
 
-def start(launch: Launch, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the command in a process group of its own; it dies with this process."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def die_with_parent() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
+def environ_of(launch: Launch) -> dict[str, str]:
+    """The environment of the command: the caller's, and what the attempt adds."""
     # One machine: ranks talk over loopback, whatever its host name resolves to.
     environ = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "PYTHONUNBUFFERED": "1"}
-    environ |= {"OMP_NUM_THREADS": str(launch.threads), TOKEN: launch.token}
+    return environ | {"OMP_NUM_THREADS": str(launch.threads), TOKEN: launch.token}
+
+
+def start(launch: Launch, folder: Path) -> Child:
+    """Start the command in a process group of its own; it dies with this process."""
+    parent = os.getpid()
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             launch.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environ,
+            env=environ_of(launch),
             process_group=0,
-            preexec_fn=die_with_parent,
+            preexec_fn=lambda: die_with(parent),
         )
 
 
-def watch(child: subprocess.Popen[bytes], launch: Launch, folder: Path, told_to_stop: list[int]) -> Reason:
+def watch(child: Child, launch: Launch, folder: Path, told_to_stop: list[int]) -> Reason:
     """Wait until the command has ended, or has to."""
     end_s = time.monotonic() + launch.deadline_s
     pidfd = os.pidfd_open(child.pid)
@@ -108,7 +91,7 @@ def watch(child: subprocess.Popen[bytes], launch: Launch, folder: Path, told_to_
     return "terminated" if told_to_stop else "ended"
 
 
-def end(child: subprocess.Popen[bytes], launch: Launch) -> int:
+def end(child: Child, launch: Launch) -> int:
     """End the command: SIGTERM, `grace_s` to write a checkpoint, SIGKILL to all that is left. Returns its exit code.
 
     SIGTERM goes to the command alone: torchrun passes it on to its ranks, which would get it twice otherwise.
@@ -123,14 +106,20 @@ def end(child: subprocess.Popen[bytes], launch: Launch) -> int:
     return child.wait()
 
 
-def supervise(folder: Path) -> None:
-    """Run one attempt from start to `exit.json`."""
+def supervise(folder: Path, begin: Start = start, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Run one attempt from start to `exit.json`, unless another supervisor has claimed it.
+
+    `ready` is called when the attempt is this process's and SIGTERM is heard.
+    """
     told_to_stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.append(number))
     launch = Launch.read(folder)
+    if not launch.claim(folder):
+        return
+    ready()
     began_s = time.monotonic()
     try:
-        child = start(launch, folder)
+        child = begin(launch, folder)
     except OSError as exc:
         print(f"filmloop: cannot start {launch.command[0]}: {exc}", file=sys.stderr, flush=True)
         Exit(exit_code=127, reason="ended", wall_s=0.0, ended_utc=utc_now()).write(folder)
