@@ -31,6 +31,7 @@ COMMANDS = {
     "latency": {"latency", "seconds_each"},
     "soak": {"frames_in", "lost", "rss_mb", "growth", "p99_ms", "restarts"},
     "sources": {"pool", "simulator", "replay", "zeromq_raw_ipc", "zeromq_raw_tcp", "pvaccess"},
+    "drift": {"false_alarms", "quiet_windows", "stated_rate", "found", "frames_worst", "right_kind", "gain_correction"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
 }
 SCRIPTS = {
@@ -128,6 +129,14 @@ def test_the_source_benchmark_reads_every_kind_beside_its_peer(tmp_path):
 def test_the_inference_benchmark_runs_as_a_command(tmp_path):
     value = quick_command("inference", tmp_path)
     assert value["frames_per_s"]["torch"] > 0
+
+
+@pytest.mark.slow
+def test_the_drift_benchmark_finds_every_drift_and_names_it(tmp_path):
+    value = quick_command("drift", tmp_path)
+    assert value["found"] == 1.0
+    assert value["right_kind"] > 0.8
+    assert value["false_alarms"] == 0
 
 
 def test_the_gpu_benchmark_says_so_where_there_is_no_gpu_and_ends_well(tmp_path):

@@ -113,6 +113,23 @@ def inference(
     _report("inference", lambda _: bench.measure(model, 2.0 if quick else seconds), None, quick, json)
 
 
+@app.command()
+def drift(
+    seeds: Annotated[int, typer.Option(help="Seeds of the simulator, each with its own reference.", min=1)] = 5,
+    quiet_windows: Annotated[int, typer.Option(help="Windows without a drift, over all seeds.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of the network that is watched.", min=1)] = 600,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """How soon a drift is seen and named, how often there is an alarm without one, what gain correction brings back."""
+    from filmloop.bench import drift as bench
+
+    size = {"seeds": 1, "quiet_windows": 5, "steps": 20} if quick else {
+        "seeds": seeds, "quiet_windows": quiet_windows, "steps": steps,
+    }  # fmt: skip
+    _report("drift", lambda _: bench.measure(**size), None, quick, json)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:
