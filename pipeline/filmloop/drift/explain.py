@@ -76,9 +76,10 @@ class Channels:
         self.dead_C = had_C & (ratio_C < _DEAD * max(level, 1e-9)) if level > 0 else np.zeros(channels, bool)
         if (~self.dead_C & had_C).any():
             level = float(np.median(ratio_C[~self.dead_C & had_C]))
-        self.sd_C = _relative_sd(window, reference)[1 : 1 + channels]
+        sd_C = _relative_sd(window, reference)[1 : 1 + channels]
+        self.sd_C = np.where(np.isfinite(sd_C), sd_C, np.inf)
         self.gain_C = np.where(had_C & (level > 0), ratio_C / max(level, 1e-9), 1.0)
-        sure_C = section.least_gain + _SURE * np.nan_to_num(self.sd_C, nan=np.inf) * np.maximum(self.gain_C, 1.0)
+        sure_C = section.least_gain + _SURE * self.sd_C * np.maximum(self.gain_C, 1.0)
         self.changed_C = had_C & ~self.dead_C & (np.abs(self.gain_C - 1) > sure_C)
         same_C = had_C & ~self.dead_C & ~self.changed_C
         if same_C.sum() >= channels / 4:
@@ -173,7 +174,8 @@ def _energy(channels: Channels, window: Window, reference: Reference, section: D
     found, number = [], window.channels
     common, sd = float(now_K[-4] - then_K[-4]), float(sd_K[-4])
     if abs(common) > section.least_energy_bins + _SURE * sd:
-        value, low, high = _interval(common, sd)
+        # Flat background stays where it is and holds the mean back, by some 2 %.
+        value, low, high = _interval(common, sd + 0.015 * abs(common))
         text = f"photon energy {value:+.1f} bins ({low:+.1f} to {high:+.1f})"
         found.append(Finding(kind="energy", value=value, low=low, high=high, text=text))
     place = slice(1 + number, 1 + 2 * number)

@@ -39,11 +39,11 @@ class Gain(Document):
         factor_C[list(self.dead)] = _LEAST_RATE
         return factor_C.astype(np.float32)
 
-    def is_near(self, other: Gain | None) -> bool:
-        """Whether a change to `other` would change next to nothing."""
+    def is_near(self, other: Gain | None, step: float = _STEP) -> bool:
+        """Whether no gain differs from that of `other` by more than `step`, relative; the default is next to nothing."""
         if other is None or self.dead != other.dead:
             return False
-        return bool(np.abs(np.array(self.gain_C) / np.array(other.gain_C) - 1).max() < _STEP)
+        return bool(np.abs(np.array(self.gain_C) / np.array(other.gain_C) - 1).max() < step)
 
 
 def gain_for(channels: Channels, section: DriftSection) -> Gain | None:

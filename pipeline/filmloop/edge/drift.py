@@ -28,6 +28,8 @@ from filmloop.drift.window import Window, merged, window_of
 _log = logging.getLogger(__name__)
 
 _KEEP_MEMORIES = 50
+_REFINED = 0.1
+"""Gains that change by less, relative, are the same correction, better known."""
 _CORRECTED = {"gain", "dead", "polarisation"}
 
 
@@ -164,8 +166,9 @@ class DriftMonitor:
     def _correct(self, gain: Gain | None, detector: Detector) -> None:
         if gain == self.gain or (gain is not None and gain.is_near(self.gain)):
             return
+        if gain is None or not gain.is_near(self.gain, _REFINED):
+            detector.served_anew()
         self.gain = gain
-        detector.served_anew()
         if gain is None:
             _log.warning("gains are not corrected any more")
         else:
