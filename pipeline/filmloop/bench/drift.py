@@ -142,7 +142,7 @@ def trained(steps: int) -> Predict:
         rate_NCE = module(kept_NCE / keep_N11) * (1 - keep_N11)
         loss = torch.nn.functional.poisson_nll_loss(rate_NCE, batch_NCE - kept_NCE, log_input=False)
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         schedule.step()
     module.eval()
@@ -181,7 +181,7 @@ class Watched:
         """Thinned, as the edge does it."""
         ids_N = np.arange(first, first + len(counts_NCE), dtype=np.uint64)
         seen_NCE = thin_by_hash(counts_NCE, ids_N, keep=_KEEP, seed=_SEED)
-        rate_NCE = _corrected(self.predict, seen_NCE / np.float32(_KEEP), gain)
+        rate_NCE = _corrected(self.predict, seen_NCE.astype(np.float32) / np.float32(_KEEP), gain)
         return poisson_nll(rate_NCE * np.float32(1 - _KEEP), counts_NCE - seen_NCE)
 
     def false_alarms(self, windows: int) -> tuple[int, int, int]:
@@ -195,7 +195,7 @@ class Watched:
             for which, detector in enumerate(detectors):
                 detector.take(window)
                 alarms[which] += detector.fired
-        return windows, *alarms
+        return windows, alarms[0], alarms[1]
 
     def detect(self, case: Case) -> tuple[int | None, tuple[Finding, ...], Window, int]:
         """Sampled frames to the alarm, what is said a little later and of which window, and where the drift began."""

@@ -124,10 +124,12 @@ def drift(
     """How soon a drift is seen and named, how often there is an alarm without one, what gain correction brings back."""
     from filmloop.bench import drift as bench
 
-    size = {"seeds": 1, "quiet_windows": 5, "steps": 20} if quick else {
-        "seeds": seeds, "quiet_windows": quiet_windows, "steps": steps,
-    }  # fmt: skip
-    _report("drift", lambda _: bench.measure(**size), None, quick, json)
+    seeds, quiet_windows, steps = (1, 5, 20) if quick else (seeds, quiet_windows, steps)
+
+    def measure(_: Path) -> dict[str, Any]:
+        return bench.measure(seeds=seeds, quiet_windows=quiet_windows, steps=steps)
+
+    _report("drift", measure, None, quick, json)
 
 
 @contextmanager
