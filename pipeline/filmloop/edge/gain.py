@@ -17,6 +17,11 @@ from filmloop.ports.runtime import InferenceRuntime, Inferred
 from filmloop_models.spec import SortKey
 
 
+def behind(runtime: InferenceRuntime) -> InferenceRuntime:
+    """The weights themselves: batches with and without a correction may be under way on the same ones."""
+    return runtime.base if isinstance(runtime, Corrected) else runtime
+
+
 class Corrected:
     """An `InferenceRuntime` around another one.
 

@@ -20,7 +20,7 @@ from filmloop.core.clock import utc_now
 from filmloop.core.errors import TransientError, VerificationError
 from filmloop.core.types import FrameBlock
 from filmloop.edge.drift import DriftMonitor
-from filmloop.edge.gain import Corrected
+from filmloop.edge.gain import Corrected, behind
 from filmloop.edge.latency import Latency
 from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.quality import QualityMonitor
@@ -245,7 +245,7 @@ class InferenceStage(Stage):
         report = self._drift.report()
         self.news.say(drift=report and report.as_json())
         serving, gain = self._runtime, self._drift.gain
-        base = serving.base if isinstance(serving, Corrected) else serving
+        base = behind(serving)
         if gain != (serving.gain if isinstance(serving, Corrected) else None):
             self._runtime = base if gain is None else Corrected(base, gain, self._sort_key)
 
@@ -296,7 +296,7 @@ class InferenceStage(Stage):
         # What is under way stays the former version's: every batch carries its runtime.
         before, self._runtime = self._runtime, offered.runtime
         if before is not None:
-            self._leaving.append(before)
+            self._leaving.append(behind(before))
             self._retire()
         self._quality.reset()
         self.news.more("swaps")
@@ -305,7 +305,9 @@ class InferenceStage(Stage):
 
     def _retire(self) -> None:
         """Let go of former runtimes whose last batch is finished."""
-        for runtime in [each for each in self._leaving if all(batch.runtime is not each for batch in self._under_way)]:
+        for runtime in [
+            each for each in self._leaving if all(behind(batch.runtime) is not each for batch in self._under_way)
+        ]:
             self._leaving.remove(runtime)
             self._offer.retire(runtime)
 
