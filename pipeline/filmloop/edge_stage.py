@@ -39,11 +39,13 @@ def make_stage(role: str, ring: FrameRing) -> Stage:
     if role == "source":
         return SourceStage(ring, open_source(site), config.edge, live=live, until=spec["until"], stay=spec["stay"])
     if role == "inference":
+        from filmloop.edge.drift import DriftMonitor
         from filmloop.edge.models import ModelStore
         from filmloop.edge.stages.inference import InferenceStage
 
         registry = (lambda: open_registry(site, start=False)) if spec["with_registry"] else None
-        return InferenceStage(ring, config, store=ModelStore(config, home), registry=registry)
+        drift = DriftMonitor(config.drift, home.edge_drift)
+        return InferenceStage(ring, config, store=ModelStore(config, home), registry=registry, drift=drift)
     from filmloop.edge.stages.staging import StagingStage
 
     ledger = open_ledger(site)

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, warm_worker
+from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_json
 from filmloop.cycle import run_cycle
+from filmloop.drift.policy import why_not
+from filmloop.drift.report import DriftReport
 from filmloop.edge.spawn import EdgeProcess
 from filmloop.edge.status import is_alive, read_status
 from filmloop.ledger import Ledger
@@ -22,8 +25,12 @@ from filmloop.selection import frames_of, is_fresh, usable_shards
 _FRAMES_DEADLINE_S = 120.0
 
 
-def retrain_once(site: Site, *, again: bool = False, with_edge: bool = True, tell: Tell) -> CycleReport:
+def retrain_once(
+    site: Site, *, again: bool = False, force: bool = False, with_edge: bool = True, tell: Tell
+) -> CycleReport:
     """Run one cycle. `with_edge` starts an edge for its duration unless one is running.
+
+    Nothing is begun if the site's drift policy says that no cycle is needed, unless `force` or `again`.
 
     Raises:
         FilmloopError: see `filmloop.cycle.run_cycle`.
@@ -31,6 +38,9 @@ def retrain_once(site: Site, *, again: bool = False, with_edge: bool = True, tel
     with open_ledger(site) as ledger, ledger.cycle_lock() as free:
         if not free:
             return CycleReport(outcome="busy", message="Another cycle is running; this one did nothing.")
+        needless = "" if again or force or ledger.open_cycle() is not None else no_need(site, ledger)
+        if needless:
+            return CycleReport(outcome="nothing_to_do", message=needless)
         begun_s = time.monotonic()
         with ThreadPoolExecutor(1) as beside:
             opening = beside.submit(_registry_and_worker, site, tell)
@@ -61,6 +71,21 @@ def _registry_and_worker(site: Site, tell: Tell) -> Registry:
     with suppress(FilmloopError):  # the cycle asks again
         registry.get(CHAMPION)
     return registry
+
+
+def no_need(site: Site, ledger: Ledger) -> str:
+    """Why the site's drift policy wants no cycle now; '' if it wants one."""
+    if site.config.drift.policy == "always":
+        return ""
+    trained = [row for row in ledger.history(100) if row.outcome in ("promoted", "refused", "undecided")]
+    ago_s = time.time() - epoch_s(trained[0].finished_utc) if trained and trained[0].finished_utc else None
+    return why_not(site.config.drift, drift_seen(site), trained_s_ago=ago_s)
+
+
+def drift_seen(site: Site) -> DriftReport | None:
+    """What the running edge says of drift; None if none runs on this site's stream, or it says nothing yet."""
+    status = read_status(site.home) if is_alive(site.home) else None
+    return None if status is None or status.stream != site.stream else status.drift
 
 
 @contextmanager

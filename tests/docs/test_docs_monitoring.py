@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from filmloop.drift.explain import Finding
+from filmloop.drift.gain import Gain
+from filmloop.drift.report import DriftReport
 from filmloop.edge.metrics import metrics_text
 from filmloop.edge.ring import ROLES
 from filmloop.edge.status import EdgeStatus, InputStatistics, Quality
@@ -28,6 +31,16 @@ def emitted() -> dict[str, set[str]]:
         frames_dropped={"no_model": 1}, frames_unstaged={"queue_full": 1}, restarts=dict.fromkeys(ROLES, 0),
         quality=Quality(version="3", frames=1, nll=1.0, nll_constant=2.0, hits_per_frame=3.0),
         input=InputStatistics(hits_per_channel=(1.0,), centre_per_channel=(2.0,), dead_channels=(0,)),
+        drift=DriftReport(
+            version="3", frames=512, windows=1, reference_frames=4096, reference_wanted=4096, nll_reference=1.0,
+            nll_reference_low=0.9, nll_reference_high=1.1, nll=1.0, nll_excess=0.5, nll_excess_sd=0.1, alarm=True,
+            needs_training=True, z={"share": -5.0, "nll": 0.0}, threshold=4.4,
+            findings=(
+                Finding(kind="gain", channels=(0,), value=0.5, low=0.4, high=0.6, text="a"),
+                Finding(kind="gain", channels=(1,), value=0.7, low=0.6, high=0.8, text="b"),
+            ),
+            gain=Gain(gain_C=(0.5, 0.7), dead=(1,)),
+        ),
     )  # fmt: skip
     lines = re.findall(r"^(filmloop_\w+)\{(.*)\} ", metrics_text(status), re.MULTILINE)
     return OF_NODE_EXPORTER | {name: set(re.findall(r"(\w+)=", labels)) for name, labels in lines}
@@ -72,7 +85,8 @@ def test_the_dashboard_shows_what_an_operator_asks_first(board: dict[str, Any]) 
     asked = " ".join(expression for expression, _ in targets(board))
     for name in (
         "up", "rate_hz", "frames_staged_total", "frames_unstaged_total", "frames_dropped_total", "latency_seconds",
-        "quality_nll", "quality_nll_constant", "channel_hits", "stage_restarts_total", "model_version",
+        "quality_nll", "quality_nll_constant", "channel_hits", "stage_restarts_total", "model_version", "drift_alarm",
+        "drift_z",
     ):  # fmt: skip
         assert f"filmloop_{name}{{" in asked
 

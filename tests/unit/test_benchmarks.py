@@ -39,6 +39,7 @@ COMMANDS = {
         "steps_warm",
         "recovery",
     },
+    "drift": {"false_alarms", "quiet_windows", "stated_rate", "found", "frames_worst", "right_kind", "gain_correction"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
     "warmstart": {
         "steps_ratio",
@@ -146,6 +147,14 @@ def test_the_source_benchmark_reads_every_kind_beside_its_peer(tmp_path):
 def test_the_inference_benchmark_runs_as_a_command(tmp_path):
     value = quick_command("inference", tmp_path)
     assert value["frames_per_s"]["torch"] > 0
+
+
+@pytest.mark.slow
+def test_the_drift_benchmark_finds_every_drift_and_names_it(tmp_path):
+    value = quick_command("drift", tmp_path)
+    assert value["found"] == 1.0
+    assert value["right_kind"] > 0.8
+    assert value["false_alarms"] == 0
 
 
 @pytest.mark.slow

@@ -145,6 +145,25 @@ def cycle(
     _report("cycle", measure, folder, quick, json, packages=bench.PACKAGES)
 
 
+@app.command()
+def drift(
+    seeds: Annotated[int, typer.Option(help="Seeds of the simulator, each with its own reference.", min=1)] = 5,
+    quiet_windows: Annotated[int, typer.Option(help="Windows without a drift, over all seeds.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of the network that is watched.", min=1)] = 600,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """How soon a drift is seen and named, how often there is an alarm without one, what gain correction brings back."""
+    from filmloop.bench import drift as bench
+
+    seeds, quiet_windows, steps = (1, 5, 20) if quick else (seeds, quiet_windows, steps)
+
+    def measure(_: Path) -> dict[str, Any]:
+        return bench.measure(seeds=seeds, quiet_windows=quiet_windows, steps=steps)
+
+    _report("drift", measure, None, quick, json)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:

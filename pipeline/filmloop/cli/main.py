@@ -10,7 +10,21 @@ import typer
 from rich.markup import escape
 
 import filmloop
-from filmloop.cli import bench, demo, edge, evaluate, models, registry, retrain, shards, simulate, site, status, worker
+from filmloop.cli import (
+    bench,
+    demo,
+    drift,
+    edge,
+    evaluate,
+    models,
+    registry,
+    retrain,
+    shards,
+    simulate,
+    site,
+    status,
+    worker,
+)
 from filmloop.cli.output import err, print_json
 from filmloop.core.errors import FilmloopError
 
@@ -27,6 +41,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 app.add_typer(edge.app, name="edge")
+app.add_typer(drift.app, name="drift")
 app.add_typer(bench.app, name="bench")
 app.add_typer(registry.app, name="registry")
 app.add_typer(worker.app, name="worker")

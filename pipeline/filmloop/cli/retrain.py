@@ -22,6 +22,7 @@ def retrain(
     again: Annotated[
         bool, typer.Option("--again", help="Train on the newest shards even if a cycle has trained on them.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run it whatever drift.policy says.")] = False,
     no_edge: Annotated[
         bool, typer.Option("--no-edge", help="Use what is staged; start no edge for this cycle.")
     ] = False,
@@ -36,7 +37,7 @@ def retrain(
 
     site = open_site(site_file, sets=sets or (), source=source)
     with Progress() as tell:
-        report = retrain_once(site, again=again, with_edge=not no_edge, tell=tell)
+        report = retrain_once(site, again=again, force=force, with_edge=not no_edge, tell=tell)
     if json:
         print_json(report.as_json())
     else:

@@ -11,6 +11,7 @@ import typer
 from filmloop.bootstrap import Site, open_ledger, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.drift.report import DriftReport
 from filmloop.ledger import DAMAGED, Ledger
 from filmloop.ports.registry import CHAMPION
 
@@ -156,6 +157,8 @@ def _print(found: dict[str, Any]) -> None:
             f"staged {edge['frames_staged']:,}",
             markup=False,
         )
+        if edge["drift"]:
+            out.print(f"drift     {DriftReport.model_validate(edge['drift']).in_words()}", markup=False)
         if edge["last_problem"]:
             out.print(f"          last problem {edge['last_problem_utc']}: {edge['last_problem']}", markup=False)
     else:

@@ -63,6 +63,11 @@ class Home:
         return self.edge / "models"
 
     @property
+    def edge_drift(self) -> Path:
+        """What is normal for each version, as the edge measured it, and whether it still is."""
+        return self.edge / "drift"
+
+    @property
     def edge_control(self) -> Path:
         """Requests to the edge: `seal-<key>` asks it to seal the open shard, and disappears when that is done."""
         return self.edge / "control"

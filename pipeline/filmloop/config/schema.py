@@ -203,6 +203,42 @@ class ZooSection(Section):
     deadline_s: float = Field(30.0, gt=0, description="what is not scored by then is left out of the cycle")
 
 
+class DriftSection(Section):
+    """What counts as drift, and what to do about it; docs/explanation/drift.md."""
+
+    policy: Literal["always", "on_drift", "on_drift_or_after"] = Field(
+        "always", description="when `filmloop retrain` runs a cycle: whenever it is called; only while there is a drift "
+        "that needs training; or also when `after_s` have passed since the last cycle that trained"
+    )  # fmt: skip
+    after_s: float = Field(14400.0, gt=0, description="of the policy on_drift_or_after")
+    rest_s: float = Field(
+        600.0, gt=0, description="`filmloop drift watch` begins a cycle at most so often while the same drift lasts"
+    )
+    false_alarms_per_1000: float = Field(
+        1.0, gt=0, le=100, description="quiet windows in 1,000 that may raise an alarm, over all statistics together"
+    )
+    window_frames: int = Field(512, ge=32, description="sampled frames of a window; each is tested when it is full")
+    reference_windows: int = Field(
+        8, ge=2, description="the first windows of a version say what is normal for it; an even number"
+    )
+    correct_gain: bool = Field(
+        True, description="channels whose gain drifted are corrected before the network, dead ones are masked"
+    )
+    largest_gain: float = Field(4.0, gt=1, description="gains beyond 1/4 to 4 are corrected to there only")
+    least_gain: float = Field(0.02, ge=0, description="relative; a smaller change of a channel is no drift")
+    least_intensity: float = Field(0.05, ge=0, description="relative; a smaller change of the counts is none")
+    least_energy_bins: float = Field(0.25, ge=0, description="a smaller shift of energies is none")
+    least_streaking: float = Field(0.03, ge=0, description="relative; a smaller change of the streaking is none")
+    least_width: float = Field(0.05, ge=0, description="relative; a smaller change of the width of lines is none")
+    least_nll: float = Field(0.002, ge=0, description="a smaller rise of the NLL, as a share of it, is none")
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.reference_windows % 2:
+            raise ValueError(f"reference_windows = {self.reference_windows} is not even")
+        return self
+
+
 class SiteConfig(Section):
     """A whole site: one edge and cluster pair."""
 
@@ -220,6 +256,7 @@ class SiteConfig(Section):
     training: TrainingSection = TrainingSection()
     gate: GatePolicy = GatePolicy()
     zoo: ZooSection = ZooSection()
+    drift: DriftSection = DriftSection()
 
     @property
     def frame_shape(self) -> tuple[int, int]:

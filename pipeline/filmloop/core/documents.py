@@ -11,7 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
@@ -119,7 +127,20 @@ class ShardManifest(Document):
         default_factory=dict, description="frames by the version that inferred them; '0' is none"
     )
     accounting: Accounting = Accounting()
+    input_gain: tuple[float, ...] = Field(
+        (),
+        description="gain of each channel, 0 for a dead one, that was corrected before the network when the shard was "
+        "closed; the counts in here are raw. Empty: none",
+    )
     files: tuple[FileDigest, ...]
+
+    @model_serializer(mode="wrap")
+    def _without_a_gain_as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Shards of the time before gains were corrected keep their digests."""
+        values: dict[str, Any] = serialize(self)
+        if not self.input_gain:
+            values.pop("input_gain", None)
+        return values
 
     @property
     def size_bytes(self) -> int:

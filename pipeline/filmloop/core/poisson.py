@@ -8,6 +8,8 @@ Shape suffixes: N frames, C channels, E energy bins, H hits.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,3 +66,8 @@ def bootstrap_mean(
         part[:] = values_N[rng.integers(0, frames, (len(part), frames))].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def two_sided_z(probability: float) -> float:
+    """How many standard deviations a Gaussian is away from its mean, either way, with this probability."""
+    return NormalDist().inv_cdf(1 - probability / 2)

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from filmloop.config.paths import Home
+from filmloop.drift.explain import Finding
+from filmloop.drift.report import DriftReport
 from filmloop.edge.status import EdgeStatus
 
 _GAUGES = {
@@ -83,6 +85,31 @@ def _lines(status: EdgeStatus) -> Iterator[str]:
         centres = [({**who, "channel": str(c)}, value) for c, value in enumerate(seen.centre_per_channel)]
         yield from _metric("channel_centre_bins", "gauge", "Mean energy of a channel's counts", centres)
         yield from _metric("dead_channels", "gauge", "Channels without counts", [(who, len(seen.dead_channels))])
+    if status.drift:
+        yield from _drift(status.drift, who)
+
+
+def _drift(report: DriftReport, who: dict[str, str]) -> Iterator[str]:
+    yield from _metric("drift_alarm", "gauge", "Whether there is a drift", [(who, float(report.alarm))])
+    needs = [(who, float(report.needs_training))]
+    yield from _metric("drift_needs_training", "gauge", "Whether it takes other weights to undo it", needs)
+    yield from _metric("drift_windows", "gauge", "Windows tested since the version is live", [(who, report.windows)])
+    z = [({**who, "statistic": name}, value) for name, value in report.z.items()]
+    yield from _metric("drift_z", "gauge", "Standard deviations off, beyond what is no drift", z)
+    yield from _metric("drift_z_threshold", "gauge", "Those that raise an alarm", [(who, report.threshold)])
+    if report.nll_excess is not None:
+        excess = [(who, report.nll_excess)]
+        yield from _metric("drift_nll_excess", "gauge", "NLL above the version's own, nats a frame", excess)
+    found = [({**who, "kind": finding.kind}, finding.value) for finding in _largest(report.findings)]
+    yield from _metric("drift_finding", "gauge", "What drifted: a factor, or a shift in bins", found)
+    if gain := report.gain:
+        gains = [({**who, "channel": str(c)}, 0.0 if c in gain.dead else g) for c, g in enumerate(gain.gain_C)]
+        yield from _metric("input_gain", "gauge", "Gain that is corrected before the network, 0 for masked", gains)
+
+
+def _largest(findings: Sequence[Finding]) -> list[Finding]:
+    """The first of each kind: a metric has one value for its labels."""
+    return list({finding.kind: finding for finding in reversed(findings)}.values())
 
 
 def _metric(name: str, kind: str, text: str, values: Sequence[tuple[Mapping[str, str], float]]) -> Iterator[str]:

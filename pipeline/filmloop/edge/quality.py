@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +35,21 @@ class QualityMonitor:
         edge: How many frames to sample and to average over.
         holdout: How to thin; the same split as the gate's.
         frame_shape: (C, E).
+        observe: Told of every batch of scored frames: their counts (N, C, E) and NLL (N,).
 
     Attributes:
         unfit: Sampled frames left out since the weights changed.
     """
 
-    def __init__(self, edge: EdgeSection, holdout: HoldoutPolicy, frame_shape: tuple[int, int]) -> None:
-        self.unfit = 0
+    def __init__(
+        self,
+        edge: EdgeSection,
+        holdout: HoldoutPolicy,
+        frame_shape: tuple[int, int],
+        *,
+        observe: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float64]], None] | None = None,
+    ) -> None:
+        self.unfit, self._observe = 0, observe
         self._every, self._keep, self._seed = edge.quality_every, holdout.keep, holdout.seed
         self._hz, self._pause_s = edge.quality_hz, 0.0
         self._scores: deque[tuple[float, float, float]] = deque(maxlen=edge.quality_window_frames)
@@ -112,6 +121,8 @@ class QualityMonitor:
         fit_NCE = np.where(fit_N[:, None, None], rate_NCE, np.float32(0))
         nll_N = poisson_nll(fit_NCE * np.float32(1 - keep), hidden_NCE)
         self._scores.extend(zip(nll_N[fit_N].tolist(), constant_N[fit_N].tolist(), hits_N[fit_N].tolist(), strict=True))
+        if self._observe is not None:
+            self._observe(counts_NCE[fit_N], nll_N[fit_N])
 
     def _quality(self, version: str) -> Quality:
         nll, constant, hits = np.mean(self._scores, axis=0).tolist()

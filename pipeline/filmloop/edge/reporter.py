@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _RATE_WINDOW_S = 3.0
 _SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "latency_counts", "runtime", "version", "version_since_utc", "swaps",
-         "swaps_refused", "choice", "quality", "input")  # fmt: skip
+         "swaps_refused", "choice", "quality", "input", "drift")  # fmt: skip
 
 
 def accounting_of(ring: FrameRing) -> Accounting:

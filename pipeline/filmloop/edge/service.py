@@ -19,6 +19,7 @@ from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
 from filmloop.core.documents import Accounting
 from filmloop.core.errors import ConfigError
+from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.hosts import Host, ProcessHost, ThreadHost
 from filmloop.edge.lock import only_edge
 from filmloop.edge.models import ModelStore
@@ -134,6 +135,7 @@ class EdgeService:
                 store=ModelStore(self._config, self._home, dense=self._on_result is not None),
                 registry=self._connect,
                 on_result=self._on_result,
+                drift=DriftMonitor(self._config.drift, self._home.edge_drift),
             )
 
         def staging() -> Stage:

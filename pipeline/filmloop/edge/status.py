@@ -11,6 +11,7 @@ from pydantic import Field
 from filmloop.config.paths import Home
 from filmloop.core.documents import Accounting, Document
 from filmloop.core.errors import DataError
+from filmloop.drift.report import DriftReport
 from filmloop.edge.lock import is_alive as is_alive
 
 
@@ -100,6 +101,7 @@ class EdgeStatus(Accounting):
     choice: Choice | None = None
     quality: Quality | None = None
     input: InputStatistics | None = None
+    drift: DriftReport | None = None
     source: SourceTrouble | None = None
     stages: dict[str, int] = Field(default_factory=dict)
     """Process id of each stage that has a process of its own."""

@@ -46,6 +46,9 @@ class ShardWriter:
         labelled: Whether every block brings `label_NCE`, to be stored as float16.
         section: How many frames a shard and a chunk hold, and whether counts are kept dense or as a list of hits.
 
+    Attributes:
+        input_gain: For the manifest: what was corrected before the network, empty without; may be set until `seal`.
+
     Raises:
         ConfigError: the names do not make a path, or a frame has too many bins for a list of hits.
         DataError: this shard is sealed already.
@@ -76,6 +79,7 @@ class ShardWriter:
             labelled=labelled,
             layout=self._layout,
         )
+        self.input_gain: tuple[float, ...] = ()
         self._opened_s, self._opened_utc = 0.0, ""
         self._require_unsealed()
 
@@ -265,6 +269,7 @@ class ShardWriter:
             sealed_utc=utc_now(),
             model_versions={str(version): int(count) for version, count in zip(versions, frames, strict=True)},
             accounting=accounting,
+            input_gain=self.input_gain,
             files=tuple(
                 file.model_copy(update={"path": f"{self._group_path.name}/{file.path}"})
                 for file in sorted(files, key=lambda file: file.path)

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from filmloop.config.schema import DriftSection
 from filmloop.core.errors import VerificationError
+from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.models import Proven
 from filmloop.edge.ring import NOT_INFERRED, FrameRing, RingLayout
 from filmloop.edge.stages.inference import InferenceStage
@@ -101,9 +103,11 @@ def ring():
 class Working:
     """The stage in a thread, on a ring that the test fills as the source does."""
 
-    def __init__(self, ring, store, *, on_result=None, registry=None):
+    def __init__(self, ring, store, *, on_result=None, registry=None, drift=None):
         self.ring, self.head, self.failure = ring, ring.source.get("head"), None
-        self.stage = InferenceStage(ring, small_site(), store=store, registry=registry, on_result=on_result)
+        self.stage = InferenceStage(
+            ring, small_site(), store=store, registry=registry, on_result=on_result, drift=drift
+        )
         self.thread = threading.Thread(target=self._work)
 
     def _work(self):
@@ -123,10 +127,13 @@ class Working:
         if self.failure is not None:
             raise self.failure
 
-    def feed(self, frames):
+    def feed(self, frames, counts_NCE=None):
         ids = np.arange(self.head, self.head + frames)
         at = ids % self.ring.frames
-        self.ring.pulse_id_F[at], self.ring.counts_FCE[at] = ids, pool()[ids % 64]
+        self.ring.pulse_id_F[at], self.ring.counts_FCE[at] = (
+            ids,
+            (pool() if counts_NCE is None else counts_NCE)[ids % 64],
+        )
         self.ring.run_number_F[at], self.ring.arrived_ns_F[at] = 1, time.monotonic_ns()
         self.head += frames
         self.ring.source.write({**self.ring.source.read(), "head": self.head})
@@ -331,3 +338,39 @@ def test_the_quality_told_is_that_of_the_live_version(ring):
             assert time.monotonic() < end_s
             work.feed(32)
             time.sleep(0.02)
+
+
+def test_a_channel_whose_gain_drifts_is_corrected_between_two_batches_until_other_weights_come(ring, tmp_path):
+    drift = DriftMonitor(DriftSection(window_frames=32, reference_windows=2), tmp_path)
+    bright = pool().copy()
+    bright[:, 2] *= 2
+    old, new = Gain("1", 1.0), Gain("2", 3.0)
+    with Working(ring, Store(proven(old)), drift=drift) as work:
+
+        def told():
+            return work.news().get("drift") or {}
+
+        def fed(counts_NCE=None):
+            work.feed(64, counts_NCE)
+            until(lambda: ring.inference.get("done") == work.head)
+
+        until(lambda: (fed(), told().get("nll_reference") is not None)[1], deadline_s=30)
+        until(lambda: (fed(bright), told().get("gain") is not None)[1], deadline_s=30)
+        assert told()["gain"]["gain_C"] == pytest.approx([1.0, 1.0, 2.0, 1.0], rel=0.05)
+        assert "channel 2" in told()["findings"][0]["text"]
+        ring.phase_F[:] = 0
+        fed(bright)
+        seen, at = ring.phase_F, np.arange(work.head - 64, work.head) % ring.frames
+        corrected = bright.astype(np.float32)
+        corrected[:, 2] /= 2
+        apart = np.angle(np.exp(1j * (seen[at] - SORT_KEY(corrected))))
+        assert np.median(np.abs(apart)) < 0.02
+        assert (ring.version_F[at] == 1).all()
+        work.stage._offer.put(proven(new))
+        until(lambda: work.news().get("version") == "2")
+        assert told()["gain"] is None
+        fed(bright)
+        at = np.arange(work.head - 64, work.head) % ring.frames
+        np.testing.assert_allclose(ring.phase_F[at], SORT_KEY(bright.astype(np.float32)), atol=1e-5)
+    work.stage._offer.close_retired()
+    assert (old.closed, new.closed) == (1, 0), "whoever closes the correction closes what is behind it"

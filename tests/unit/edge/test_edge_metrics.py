@@ -7,6 +7,9 @@ import threading
 import pytest
 
 from filmloop.config.paths import Home
+from filmloop.drift.explain import Finding
+from filmloop.drift.gain import Gain
+from filmloop.drift.report import DriftReport
 from filmloop.edge.metrics import metrics_text, write_metrics
 from filmloop.edge.reporter import Reporter, accounting_of
 from filmloop.edge.ring import ROLES, FrameRing, RingLayout
@@ -58,6 +61,16 @@ def status(**given):
         "restarts": dict.fromkeys(ROLES, 0),
         "quality": Quality(version="7", frames=3, nll=-1.5, nll_constant=1e-7, hits_per_frame=2.0),
         "input": InputStatistics(hits_per_channel=(1.0, 2.0), centre_per_channel=(3.0, -1.0), dead_channels=(1,)),
+        "drift": DriftReport(
+            version="3", frames=512, windows=1, reference_frames=4096, reference_wanted=4096, nll_reference=1.0,
+            nll_reference_low=0.9, nll_reference_high=1.1, nll=1.0, nll_excess=0.5, nll_excess_sd=0.1, alarm=True,
+            needs_training=True, z={"share": -5.0, "nll": 0.0}, threshold=4.4,
+            findings=(
+                Finding(kind="gain", channels=(0,), value=0.5, low=0.4, high=0.6, text="a"),
+                Finding(kind="gain", channels=(1,), value=0.7, low=0.6, high=0.8, text="b"),
+            ),
+            gain=Gain(gain_C=(0.5, 0.7), dead=(1,)),
+        ),
     }  # fmt: skip
     return EdgeStatus(**{**values, **given})
 
@@ -190,3 +203,16 @@ def test_a_state_is_starting_until_every_stage_has_shown_life(tmp_path, ring):
     ring.source.write({**ring.source.read(), "drained": 1})
     states.append(reporter._state())
     assert states == ["starting", "starting", "starting", "running", "drained"]
+
+
+def test_drift_is_told_by_statistic_by_kind_and_by_channel():
+    samples, _ = parsed(metrics_text(status()))
+    told = {(name, dict(labels).get(key, "")): value for key, name in
+            (("statistic", "filmloop_drift_z"), ("kind", "filmloop_drift_finding"), ("channel", "filmloop_input_gain"))
+            for (metric, labels), value in samples.items() if metric == name}  # fmt: skip
+    assert told == {
+        ("filmloop_drift_z", "share"): -5.0, ("filmloop_drift_z", "nll"): 0.0, ("filmloop_drift_finding", "gain"): 0.5,
+        ("filmloop_input_gain", "0"): 0.5, ("filmloop_input_gain", "1"): 0.0,
+    }  # fmt: skip
+    for name in ("alarm", "needs_training"):
+        assert next(value for (metric, _), value in samples.items() if metric == f"filmloop_drift_{name}") == 1.0

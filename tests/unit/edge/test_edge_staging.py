@@ -196,6 +196,17 @@ def test_shards_are_cut_where_they_are_full_and_each_manifest_is_exact_at_its_la
     assert accounting == shards[-1].manifest.accounting
 
 
+def test_the_manifest_says_which_gains_were_corrected_and_the_counts_stay_raw(home):
+    with Edge(home) as edge:
+        told = {"drift": {"gain": {"gain_C": [1.0, 0.5, 1.0, 1.0], "dead": [3]}}}
+        edge.ring.boards["inference"].write(told)
+        edge.feed_all(64)
+        edge.finish()
+    shards, columns = staged(home)
+    assert [shard.manifest.input_gain for shard in shards] == [(1.0, 0.5, 1.0, 0.0)]
+    np.testing.assert_array_equal(columns["counts"], pool())
+
+
 def test_frames_go_through_a_ring_much_shorter_than_a_shard_and_a_chunk(home):
     with Edge(home, frames=48, staging={"frames_per_shard": 500, "frames_per_chunk": 100}) as edge:
         edge.feed_all(1200, size=7)

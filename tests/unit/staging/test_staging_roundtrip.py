@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from filmloop.config.schema import StagingSection
-from filmloop.core.documents import Accounting, PulseRange
+from filmloop.core.documents import Accounting, PulseRange, ShardManifest
 from filmloop.core.errors import ConfigError, DataError
 from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import SealedShard
@@ -442,3 +442,13 @@ def by_tensorstore(shard: SealedShard, name: str) -> np.ndarray:
     tensorstore = pytest.importorskip("tensorstore")
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{shard.group_path}/{name}/"}}
     return tensorstore.open(spec, read=True).result().read().result()
+
+
+def test_the_manifest_says_which_gains_were_corrected_and_says_nothing_where_none_were(tmp_path: Path) -> None:
+    """Manifests of shards without a correction keep their digests: the key is not there."""
+    plain = write_shard(tmp_path, example_block(4))
+    assert "input_gain" not in plain.manifest_path.read_text(encoding="utf-8")
+    told = plain.manifest.model_copy(update={"input_gain": (0.5, 0.0)})
+    told.write(tmp_path / "m.json")
+    assert ShardManifest.read(tmp_path / "m.json").input_gain == (0.5, 0.0)
+    assert told.digest() != plain.manifest.digest()

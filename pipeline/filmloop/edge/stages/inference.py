@@ -19,6 +19,8 @@ from filmloop.config.schema import SiteConfig
 from filmloop.core.clock import utc_now
 from filmloop.core.errors import TransientError, VerificationError
 from filmloop.core.types import FrameBlock
+from filmloop.edge.drift import DriftMonitor
+from filmloop.edge.gain import Corrected, behind
 from filmloop.edge.latency import Latency
 from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.quality import QualityMonitor
@@ -77,6 +79,7 @@ class InferenceStage(Stage):
         registry: Makes a registry client, in the watcher's thread; None never looks for new weights.
         on_result: Called with every result, in this stage's thread; its time counts against the frame rate. Rates are
             among it if `store.wanted` has them.
+        drift: Looks at the scored frames, and says how to correct gains; None: nobody looks.
     """
 
     def __init__(
@@ -87,8 +90,10 @@ class InferenceStage(Stage):
         store: ModelStore,
         registry: Callable[[], Registry] | None,
         on_result: Callable[[EdgeResult], None] | None = None,
+        drift: DriftMonitor | None = None,
     ) -> None:
         super().__init__("inference", ring)
+        self._drift = drift
         self._config, self._store, self._connect, self._on_result = config, store, registry, on_result
         self._sort_key = get_model(config.model.name).sort_key
         self._wanted = store.wanted
@@ -96,7 +101,9 @@ class InferenceStage(Stage):
         self._wake_frames = max(1, min(config.staging.frames_per_chunk, int(config.edge.shed_at * ring.frames) // 4))
         self._offer = Offer()
         self._runtime: InferenceRuntime | None = None
-        self._quality = QualityMonitor(config.edge, config.training.holdout, config.frame_shape)
+        self._quality = QualityMonitor(
+            config.edge, config.training.holdout, config.frame_shape, observe=None if drift is None else drift.observe
+        )
         self._latency = Latency()
         self._under_way: deque[_Batch] = deque()
         self._leaving: list[InferenceRuntime] = []
@@ -119,6 +126,8 @@ class InferenceStage(Stage):
         finally:
             if watcher is not None:
                 watcher.finish()
+            if self._drift is not None:
+                self._drift.finish()
         self._totals["ended"] = 1
         self.ring.inference.write(self._totals)
         self._tell(at_once=True)
@@ -223,10 +232,22 @@ class InferenceStage(Stage):
         quality = self._quality.score(runtime)
         if quality is not None:
             self.news.say(quality=quality.as_json())
+            self._look_at_drift()
         if self._quality.unfit > unfit:
             self.news.problem(
                 f"version {runtime.version} made rates that are not finite of {self._quality.unfit} sampled frames"
             )
+
+    def _look_at_drift(self) -> None:
+        """Tell what the scored frames say, and correct gains from the next batch on."""
+        if self._drift is None or self._runtime is None:
+            return
+        report = self._drift.report()
+        self.news.say(drift=report and report.as_json())
+        serving, gain = self._runtime, self._drift.gain
+        base = behind(serving)
+        if gain != (serving.gain if isinstance(serving, Corrected) else None):
+            self._runtime = base if gain is None else Corrected(base, gain, self._sort_key)
 
     def _start_models(self) -> ModelWatcher | None:
         """Load the last verified weights, if there are any, and begin to look for newer ones."""
@@ -275,7 +296,7 @@ class InferenceStage(Stage):
         # What is under way stays the former version's: every batch carries its runtime.
         before, self._runtime = self._runtime, offered.runtime
         if before is not None:
-            self._leaving.append(before)
+            self._leaving.append(behind(before))
             self._retire()
         self._quality.reset()
         self.news.more("swaps")
@@ -284,7 +305,9 @@ class InferenceStage(Stage):
 
     def _retire(self) -> None:
         """Let go of former runtimes whose last batch is finished."""
-        for runtime in [each for each in self._leaving if all(batch.runtime is not each for batch in self._under_way)]:
+        for runtime in [
+            each for each in self._leaving if all(behind(batch.runtime) is not each for batch in self._under_way)
+        ]:
             self._leaving.remove(runtime)
             self._offer.retire(runtime)
 
@@ -313,6 +336,9 @@ class InferenceStage(Stage):
             ) from exc
 
     def _say_live(self, live: Proven) -> None:
+        if self._drift is not None:
+            self._drift.switch(live.runtime.version, live.digest)
+        self._look_at_drift()
         self.news.say(
             version=live.runtime.version, runtime=live.runtime.name, version_since_utc=utc_now(), quality=None,
             choice=live.choice and live.choice.model_dump(mode="json", exclude={"key"}),

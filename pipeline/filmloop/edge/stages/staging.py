@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -304,6 +305,7 @@ class StagingStage(Stage):
         # What was left out since its last frame is for the next one: a source that can go back brings it again.
         before = self._at_last[2]
         dropped, self._dropped = tuple(self._dropped[:before]), self._dropped[before:]
+        writer.input_gain = gain_told(self.ring.boards["inference"].read())
         self._sealer.put(Closed(writer=writer, accounting=self._accounting(), dropped=dropped, requests=requests))
         self._writer = None
         return True
@@ -399,6 +401,14 @@ class StagingStage(Stage):
 
     def _at_most(self, end_s: float) -> float:
         return min(end_s, time.monotonic() + _HURRY_S) if self.hurried else end_s
+
+
+def gain_told(board: Mapping[str, Any]) -> tuple[float, ...]:
+    """The gains that the inference stage says it corrects, 0 for dead channels; empty if it does not."""
+    told = (board.get("drift") or {}).get("gain")
+    if not told:
+        return ()
+    return tuple(0.0 if channel in told["dead"] else gain for channel, gain in enumerate(told["gain_C"]))
 
 
 def _leading(true_N: npt.NDArray[np.bool_]) -> int:

@@ -1,0 +1,268 @@
+"""The drift monitor of the inference stage: scored frames in, windows tested, the memory of each version kept on disk.
+
+Shape suffixes: N frames, C channels, E energy bins.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from filmloop.config.schema import DriftSection
+from filmloop.core.clock import utc_now
+from filmloop.core.errors import DataError, FilmloopError
+from filmloop.core.fsio import disk_errors
+from filmloop.core.log import Limited
+from filmloop.drift.detect import Detector, deviations, threshold
+from filmloop.drift.explain import Channels, Finding, explain
+from filmloop.drift.gain import Gain, gain_for
+from filmloop.drift.moments import FrameMoments, joined, moments_of
+from filmloop.drift.reference import Reference
+from filmloop.drift.report import DriftMemory, DriftReport
+from filmloop.drift.window import Window, merged, window_of
+
+_log = logging.getLogger(__name__)
+
+_KEEP_MEMORIES = 50
+_REFINED = 0.1
+"""Gains that change by less, relative, are the same correction, better known."""
+_CORRECTED = {"gain", "dead", "polarisation"}
+
+
+class DriftMonitor:
+    """Follows one live version after another. Used by the inference stage's thread alone.
+
+    Args:
+        section: Rates, tolerances, whether to correct gains.
+        folder: Where the memory of each version lies; touched by a thread of its own.
+
+    Attributes:
+        gain: The correction that the frames should have now; None for none.
+    """
+
+    def __init__(self, section: DriftSection, folder: Path) -> None:
+        self._section, self._keeper = section, Keeper(folder)
+        self._version, self._digest = "", ""
+        self._forget()
+
+    def _forget(self) -> None:
+        self.gain: Gain | None = None
+        self._parts: list[FrameMoments] = []
+        self._nll: list[npt.NDArray[np.float64]] = []
+        self._windows: list[Window] = []
+        self._detector: Detector | None = None
+        self._findings: tuple[Finding, ...] = ()
+        self._alarm_since_utc, self._tested = "", 0
+        self._newest: Window | None = None
+
+    def switch(self, version: str, digest: str) -> None:
+        """From here on frames are scored by this version: what is known of it is taken up again."""
+        self._forget()
+        self._version, self._digest = version, digest
+        memory = self._keeper.read(version, digest)
+        if memory is None or not memory.windows:
+            return
+        self._windows = list(memory.windows)
+        self._begin_if_complete()
+        if self._detector is not None and memory.alarm_since_utc:
+            self._detector.resume()
+            self._alarm_since_utc, self._findings = memory.alarm_since_utc, memory.findings
+            self.gain = memory.gain if self._section.correct_gain else None
+
+    def observe(self, counts_NCE: npt.NDArray[np.uint8], nll_N: npt.NDArray[np.float64]) -> None:
+        """Take scored frames; tests a window when one is full. Some 30 us a frame."""
+        if not self._version or not len(counts_NCE):
+            return
+        self._parts.append(moments_of(counts_NCE))
+        self._nll.append(np.asarray(nll_N, np.float64))
+        if sum(map(len, self._nll)) < self._section.window_frames:
+            return
+        window = window_of(joined(self._parts), np.concatenate(self._nll))
+        self._parts, self._nll = [], []
+        if self._detector is None:
+            self._learn(window)
+        else:
+            self._test(self._detector, window)
+
+    def report(self) -> DriftReport | None:
+        """What to tell; None before the first version."""
+        if not self._version:
+            return None
+        wanted = self._section.reference_windows * self._section.window_frames
+        detector = self._detector
+        if detector is None:
+            frames = sum(window.frames for window in self._windows) + sum(map(len, self._nll))
+            return DriftReport(version=self._version, reference_frames=min(frames, wanted - 1), reference_wanted=wanted)
+        normal, newest = detector.reference.window, self._newest
+        low, high = detector.reference.nll_interval()
+        excess, excess_sd = (None, None) if newest is None else detector.reference.nll_excess(newest)
+        return DriftReport(
+            version=self._version,
+            frames=self._tested * self._section.window_frames,
+            windows=self._tested,
+            reference_frames=normal.frames,
+            reference_wanted=min(wanted, normal.frames),
+            nll_reference=normal.nll,
+            nll_reference_low=low,
+            nll_reference_high=high,
+            nll_reference_sd=normal.nll_sd,
+            nll=None if newest is None else newest.nll,
+            nll_excess=excess,
+            nll_excess_sd=excess_sd,
+            alarm=detector.alarm,
+            alarm_since_utc=self._alarm_since_utc,
+            needs_training=detector.alarm and self._needs_training(detector),
+            findings=self._findings,
+            z=_by_group(detector),
+            threshold=detector.limit,
+            gain=self.gain,
+        )
+
+    def finish(self) -> None:
+        """Wait, for a moment, until the memory is on the disk."""
+        self._keeper.finish()
+
+    def _learn(self, window: Window) -> None:
+        self._windows.append(window)
+        self._begin_if_complete()
+        self._remember()
+
+    def _begin_if_complete(self) -> None:
+        """Enough windows are a reference, if both halves look alike; else something drifted meanwhile: the later half."""
+        if len(self._windows) < self._section.reference_windows:
+            return
+        half = len(self._windows) // 2
+        first, second = Reference(self._windows[:half]), merged(self._windows[half:])
+        if (np.abs(deviations(second, first, self._section)) > threshold(self._section, second.channels)).any():
+            _log.warning("the beam drifted while the reference of version %s was taken: taking it anew", self._version)
+            self._windows = self._windows[half:]
+            return
+        self._detector = Detector(self._section, Reference(self._windows))
+
+    def _test(self, detector: Detector, window: Window) -> None:
+        before, self._newest = detector.alarm, window
+        self._tested += 1
+        if detector.take(window):
+            self._alarm_since_utc = self._alarm_since_utc or utc_now()
+            # What no window shows any more is not corrected any longer, while the words stay as long as the alarm does.
+            basis = detector.basis() if detector.fired else window
+            if detector.fired:
+                self._findings = explain(basis, detector, self._section)
+            self._correct(gain_for(Channels(basis, detector.reference, self._section), self._section), detector)
+        else:
+            self._alarm_since_utc, self._findings = "", ()
+            self._correct(None, detector)
+        if detector.alarm != before:
+            if detector.alarm:
+                _log.warning("drift: %s", ", ".join(finding.text for finding in self._findings))
+            else:
+                _log.info("drift: none any more")
+            self._remember()
+
+    def _correct(self, gain: Gain | None, detector: Detector) -> None:
+        if gain == self.gain or (gain is not None and gain.is_near(self.gain)):
+            return
+        if gain is None or not gain.is_near(self.gain, _REFINED):
+            detector.served_anew()
+        self.gain = gain
+        if gain is None:
+            _log.warning("gains are not corrected any more")
+        else:
+            _log.warning("counts are divided by these gains before the network: %s, dead: %s", gain.gain_C, gain.dead)
+        self._remember()
+
+    def _needs_training(self, detector: Detector) -> bool:
+        """Channels are corrected at the input; all else, or an NLL that stays up in spite of it, needs other weights."""
+        corrected = _CORRECTED if self.gain is not None else set()
+        return detector.nll_fired or any(finding.kind not in corrected for finding in self._findings)
+
+    def _remember(self) -> None:
+        self._keeper.keep(
+            DriftMemory(
+                version=self._version,
+                bundle_digest=self._digest,
+                windows=tuple(self._windows),
+                alarm_since_utc=self._alarm_since_utc,
+                findings=self._findings,
+                gain=self.gain,
+            )
+        )
+
+
+class Keeper:
+    """Writes memories in a thread of its own: a disk that hangs must not keep the frames waiting."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._next = folder, threading.Condition()
+        self._waiting: dict[Path, DriftMemory] = {}
+        self._busy = False
+        self._thread: threading.Thread | None = None
+        self._trouble = Limited(_log)
+
+    def read(self, version: str, digest: str) -> DriftMemory | None:
+        """The memory of a version; None if there is none that fits."""
+        path = self._path(version, digest)
+        with self._next:
+            if path in self._waiting:
+                return self._waiting[path]
+        try:
+            memory = DriftMemory.read(path)
+        except DataError:
+            return None
+        return memory if (memory.version, memory.bundle_digest) == (version, digest) else None
+
+    def keep(self, memory: DriftMemory) -> None:
+        """Write it soon; a newer one of the same version takes its place."""
+        with self._next:
+            self._waiting[self._path(memory.version, memory.bundle_digest)] = memory
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="drift-keeper", daemon=True)
+                self._thread.start()
+            self._next.notify_all()
+
+    def finish(self, timeout_s: float = 1.0) -> None:
+        """Wait until all is written, but not for long."""
+        with self._next:
+            self._next.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._next:
+                self._next.wait_for(lambda: self._waiting)
+                path, memory = self._waiting.popitem()
+                self._busy = True
+            try:
+                with disk_errors(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                memory.write(path)
+                self._forget_old()
+            except FilmloopError as exc:
+                self._trouble.failed("what is normal cannot be remembered: %s %s", exc.message, exc.hint)
+            else:
+                self._trouble.worked("what is normal is remembered again")
+            with self._next:
+                self._busy = False
+                self._next.notify_all()
+
+    def _forget_old(self) -> None:
+        with disk_errors(self._folder):
+            found = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            for path in found[_KEEP_MEMORIES:]:
+                path.unlink(missing_ok=True)
+
+    def _path(self, version: str, digest: str) -> Path:
+        return self._folder / f"{version}-{digest[:12]}.json"
+
+
+def _by_group(detector: Detector) -> dict[str, float]:
+    """The z of each group of statistics that is farthest from 0."""
+    groups: dict[str, float] = {}
+    for name, z in zip(detector.names, detector.z_K1.tolist(), strict=True):
+        group = name.partition(" ")[0]
+        if abs(z) >= abs(groups.get(group, 0.0)):
+            groups[group] = round(z, 2)
+    return groups

@@ -1,0 +1,127 @@
+"""A site that retrains on drift: what skips a cycle before anything is started, and what begins one early."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+
+from filmloop import watching
+from filmloop.bootstrap import Site, open_ledger
+from filmloop.config.paths import Home
+from filmloop.config.schema import SiteConfig
+from filmloop.core.documents import CycleReport
+from filmloop.core.errors import TrainingError, TransientError
+from filmloop.drift.report import DriftReport
+from filmloop.edge.lock import only_edge
+from filmloop.edge.status import EdgeStatus, write_status
+from filmloop.local_loop import drift_seen, no_need, retrain_once
+
+QUIET = DriftReport(version="3", reference_frames=4096, reference_wanted=4096, windows=12)
+DRIFTED = QUIET.model_copy(update={"alarm": True, "alarm_since_utc": "2026-01-01", "needs_training": True})
+
+
+def site_of(tmp_path, **drift):
+    config = SiteConfig.model_validate({"drift": {"policy": "on_drift", **drift}})
+    return Site(file=tmp_path / "site.toml", config=config, home=Home(tmp_path / "home"))
+
+
+@contextmanager
+def edge(site, report, *, stream=None):
+    """A living edge, so far as its lock and its status say."""
+    site.home.edge.mkdir(parents=True, exist_ok=True)
+    with only_edge(site.home):
+        said = EdgeStatus(
+            pid=1,
+            state="running",
+            started_utc="",
+            updated_utc="",
+            site="local",
+            stream=stream or site.stream,
+            drift=report,
+        )
+        write_status(site.home, said)
+        yield
+
+
+def train(site, outcome="promoted"):
+    with open_ledger(site) as ledger:
+        cycle = ledger.start_cycle()
+        ledger.finish_cycle(cycle.cycle_id, outcome, {})
+
+
+def test_a_quiet_beam_costs_no_cycle_and_starts_nothing(tmp_path):
+    site = site_of(tmp_path)
+    train(site)
+    with edge(site, QUIET):
+        report = retrain_once(site, with_edge=False, tell=lambda *_: None)
+    assert report.outcome == "nothing_to_do"
+    assert report.message.startswith("No drift since version 3 went live")
+    assert not site.home.registry.exists()
+    with open_ledger(site) as ledger:
+        assert len(ledger.history(5)) == 1
+
+
+def test_what_nobody_watches_is_trained(tmp_path):
+    site = site_of(tmp_path)
+    with open_ledger(site) as ledger:
+        train(site, "failed")
+        with edge(site, QUIET):
+            assert no_need(site, ledger) == "", "no cycle has trained yet"
+        train(site)
+        with edge(site, QUIET):
+            assert no_need(site, ledger)
+        with edge(site, DRIFTED):
+            assert no_need(site, ledger) == ""
+        with edge(site, QUIET, stream="another"):
+            assert no_need(site, ledger) == ""
+        assert no_need(site, ledger) == "", "the edge is gone, whatever its status says"
+        always = site_of(tmp_path, policy="always")
+        with edge(site, QUIET):
+            assert no_need(always, ledger) == ""
+
+
+@pytest.fixture
+def cycles(monkeypatch):
+    """What the watch begins; an exception in the list is raised instead."""
+    begun, outcomes = [], []
+
+    def retrain(site, *, with_edge, tell):
+        begun.append(drift_seen(site))
+        if outcomes and isinstance(outcomes[0], Exception):
+            raise outcomes.pop(0)
+        return CycleReport(outcome="promoted", message="")
+
+    monkeypatch.setattr(watching, "retrain_once", retrain)
+    return begun, outcomes
+
+
+def test_an_alarm_begins_one_cycle_and_another_one_after_the_rest(tmp_path, cycles):
+    begun, _ = cycles
+    site, told = site_of(tmp_path, rest_s=1000.0), []
+    watch = watching.Watch(site, lambda step, text: told.append(text))
+    assert watch.look() is None
+    with edge(site, QUIET):
+        assert watch.look() is None
+    with edge(site, DRIFTED):
+        assert watch.look().outcome == "promoted"
+        assert watch.look() is None
+    assert len(begun) == len(told) == 1
+    with edge(site, DRIFTED.model_copy(update={"alarm_since_utc": "2026-01-02"})):
+        assert watch.look() is not None, "it is another drift"
+    eager = watching.Watch(site_of(tmp_path, rest_s=1e-6), lambda *_: None)
+    with edge(site, DRIFTED):
+        assert eager.look() is not None
+        assert eager.look() is not None, "it lasts"
+
+
+def test_trouble_that_passes_does_not_end_the_watch_and_other_trouble_does(tmp_path, cycles):
+    begun, outcomes = cycles
+    site = site_of(tmp_path, rest_s=1e-6)
+    watch = watching.Watch(site, lambda *_: None)
+    outcomes[:] = [TransientError("the registry is away"), TrainingError("the loss is not finite")]
+    with edge(site, DRIFTED):
+        assert watch.look() is None
+        with pytest.raises(TrainingError):
+            watch.look()
+    assert len(begun) == 2
