@@ -235,7 +235,8 @@ class EvaluationReport(Document):
     nll_low: float = Field(description="2.5 % bootstrap bound")
     nll_high: float = Field(description="97.5 % bootstrap bound")
     nll_frames: tuple[float, ...] = Field(
-        default=(), description="per frame, in order of (run, pulse id), each times its sampling weight over the mean one"
+        default=(),
+        description="per frame, in order of (run, pulse id), each times its sampling weight over the mean one",
     )
     extra: dict[str, float] = Field(default_factory=dict)
 

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -397,9 +397,7 @@ def _normalised(weight_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | 
     return np.asarray(weight_N / weight_N.mean(dtype=np.float64), np.float32)
 
 
-def _newest(
-    blocks: Sequence[Block], decoded: dict[int, Decoded], numbers: Sequence[int]
-) -> npt.NDArray[np.uint8]:
+def _newest(blocks: Sequence[Block], decoded: dict[int, Decoded], numbers: Sequence[int]) -> npt.NDArray[np.uint8]:
     """The last training frames of these blocks."""
     parts: list[npt.NDArray[np.uint8]] = []
     for number in reversed(numbers):

@@ -106,6 +106,11 @@ class FramePool:
         self.weight_F: npt.NDArray[np.float32] | None = None
         self.gain_SC: npt.NDArray[np.float32] | None = None
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the slots take when all are full."""
+        return self._counts.nbytes + (0 if self._label is None else self._label.nbytes)
+
     def offer(self, number: int, decoded: Decoded) -> None:
         """Take a block that was decoded for another reason, before training begins, if it may stay."""
         is_replay = number >= self._ahead[FRESH].blocks
@@ -133,6 +138,8 @@ class FramePool:
         labels: list[Tensor] = []
         for which, ahead in enumerate(self._ahead):
             for window, first, last in self.orders[which].pieces(*plan.places(step, which)):
+                if self._device.type == "cuda" and not self.stays:
+                    torch.cuda.current_stream().synchronize()  # kernels that still read what may be overwritten now
                 ahead.enter(window)
                 end = begin + last - first
                 part = batch.index_N[max(begin, share.start) : max(min(end, share.stop), share.start)]
@@ -177,7 +184,7 @@ class FramePool:
         if self.gain_SC is None:
             return None
         shard_N = np.array([self._blocks[number].shard for number in self._block(index_N)])
-        return self.gain_SC[shard_N][..., None]
+        return np.asarray(self.gain_SC[shard_N][..., None])
 
     def _on_device(self, values: npt.NDArray[np.float32] | None) -> Tensor | None:
         return None if values is None else torch.from_numpy(values).to(self._device)
@@ -196,7 +203,9 @@ class FramePool:
             torch.cuda.current_stream().synchronize()
         if not decoded.alive_C.all() and self._alive_BC[number].all():
             dead = ", ".join(map(str, np.flatnonzero(~decoded.alive_C)))
-            _log.warning("channels without a hit are left out of the loss: %s (%s)", dead, block.reader.manifest.shard_id)
+            _log.warning(
+                "channels without a hit are left out of the loss: %s (%s)", dead, block.reader.manifest.shard_id
+            )
         self._alive_BC[number], self._row_B[number] = decoded.alive_C, row
 
 
@@ -263,8 +272,6 @@ class _Ahead:
         return [self._first + int(block) for block in self._order.blocks(window)]
 
     def _release_before(self, window: Window) -> None:
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()  # kernels that still read what is about to be overwritten
         for number, windows in list(self._wanted_by.items()):
             windows.difference_update([old for old in windows if old < window])
             if not windows:

@@ -288,7 +288,7 @@ def _scores(part: Holdout, rate_NCE: npt.NDArray[np.float32]) -> npt.NDArray[np.
     error_NCE = rate_NCE - part.label_NCE
     if part.alive_NC is not None:
         error_NCE = error_NCE * part.alive_NC[..., None]
-    return np.square(error_NCE).mean(axis=(1, 2), dtype=np.float64)
+    return np.asarray(np.square(error_NCE).mean(axis=(1, 2), dtype=np.float64))
 
 
 def _constant_score(holdout: Holdout) -> float:

@@ -69,7 +69,7 @@ def train(
     now, optimiser = session.now, session.optimiser
     begun_s, before_s = time.monotonic(), now.elapsed_s
     budget_s = ranks.of_first(_budget_s(job, before_s, begun_s - (begun_s if started_s is None else started_s)))
-    parallel = ranks.wrap(torch.compile(module) if hyper.compile else module)
+    parallel = ranks.wrap(_compiled(module) if hyper.compile else module)
     autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=_in_bfloat16(hyper, ranks.device))
     # DDP averages over ranks: this makes the sum over a share the mean over the global batch, unequal shares included.
     scale = ranks.world / (hyper.batch_frames * data.bins)
@@ -140,6 +140,13 @@ def _budget_s(job: TrainJob, before_s: float, start_up_s: float) -> float:
     return min(job.hyper.train_s, before_s + max(DEADLINE_SHARE * job.deadline_s - start_up_s, 0.0))
 
 
+def _compiled(module: nn.Module) -> nn.Module:
+    """The same network, its kernels fused; its weights are the module's own."""
+    compiled = torch.compile(module)
+    assert isinstance(compiled, nn.Module)
+    return compiled
+
+
 def _in_bfloat16(hyper: TrainHyper, device: torch.device) -> bool:
     return hyper.precision == "bfloat16" or (hyper.precision == "auto" and device.type == "cuda")
 
@@ -148,7 +155,9 @@ def loss_N(model: nn.Module, frames: Frames) -> Tensor:
     """Loss of each frame, summed over its bins."""
     if frames.label_NCE is not None:
         error_NCE = (model(frames.counts_NCE.float()).float() - frames.label_NCE.float()).square()
-        return (error_NCE if frames.weight_NC1 is None else error_NCE * frames.weight_NC1).sum(dim=(1, 2))
+        if frames.weight_NC1 is not None:
+            error_NCE = error_NCE * frames.weight_NC1
+        return torch.sum(error_NCE, dim=(1, 2))
     device = frames.counts_NCE.device
     keep_N = torch.from_numpy(frames.batch.keep_N).to(device)
     kept_NCE, rest_NCE = thin(frames.counts_NCE, keep_N, torch.from_numpy(frames.batch.draw_N).to(device))
@@ -170,7 +179,8 @@ def thinned_loss(rate_NCE: Tensor, rest_NCE: Tensor, keep_N11: Tensor, weight_NC
     expected_NCE = rate_NCE * unseen_N11
     # The floor is added, not clamped: a clamped bin would have no gradient, and never learn of its count.
     nats_NCE = expected_NCE - rest_NCE * torch.log(expected_NCE + RATE_FLOOR)
-    return (nats_NCE * ((1.0 if weight_NC1 is None else weight_NC1) / unseen_N11)).sum(dim=(1, 2))
+    factor_NC1 = 1.0 / unseen_N11 if weight_NC1 is None else weight_NC1 / unseen_N11
+    return (nats_NCE * factor_NC1).sum(dim=(1, 2))
 
 
 def _name_poisoned(module: nn.Module, frames: Frames, pool: FramePool, step: int) -> None:
