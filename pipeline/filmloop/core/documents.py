@@ -180,7 +180,9 @@ class TrainHyper(Document):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the matrix products; auto is bfloat16 on GPUs and float32 on CPUs"
     )
-    compile: bool = Field(default=False, description="have torch.compile fuse the network, before the first step: for long jobs")
+    compile: bool = Field(
+        default=False, description="have torch.compile fuse the network, before the first step: for long jobs"
+    )
 
     @model_validator(mode="after")
     def _keep_range_is_not_empty(self) -> Self:
