@@ -41,6 +41,7 @@ COMMANDS = {
     },
     "drift": {"false_alarms", "quiet_windows", "stated_rate", "found", "frames_worst", "right_kind", "gain_correction"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
+    "train": {"speedup_2", "frames_per_s", "epoch_s", "loader_idle_share", "loader", "step_ms", "together_ms"},
     "warmstart": {
         "steps_ratio",
         "steps_ratio_low",
@@ -147,6 +148,15 @@ def test_the_source_benchmark_reads_every_kind_beside_its_peer(tmp_path):
 def test_the_inference_benchmark_runs_as_a_command(tmp_path):
     value = quick_command("inference", tmp_path)
     assert value["frames_per_s"]["torch"] > 0
+
+
+@pytest.mark.slow
+def test_the_training_benchmark_trains_with_one_and_two_processes(tmp_path):
+    value = quick_command("train", tmp_path, "--folder", str(tmp_path))
+    assert set(value["frames_per_s"]) == set(value["epoch_s"]) == set(value["loader_idle_share"]) == {"1", "2"}
+    assert all(0 < share < 1 for share in value["loader_idle_share"].values())
+    assert value["step_ms"]["all"] == pytest.approx(sum(value["step_ms"].values()) / 2, abs=0.1)
+    assert min(value["loader"]["frames_per_s"].values()) > 0
 
 
 @pytest.mark.slow

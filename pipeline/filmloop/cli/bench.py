@@ -164,6 +164,23 @@ def drift(
     _report("drift", measure, None, quick, json)
 
 
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="A catalog name.")] = "mixer",
+    rounds: Annotated[int, typer.Option(help="How often with one and with two processes.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of each.", min=1)] = 500,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Training with one process and with two, its step in parts, and how long it waits for frames."""
+    from filmloop.bench import train as bench
+
+    size = (1, 40, 0.2) if quick else (rounds, steps, 5.0)
+    frames = 2000 if quick else bench.EPOCH_FRAMES
+    _report("train", lambda where: bench.measure(model, *size, where, frames=frames), folder, quick, json)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:

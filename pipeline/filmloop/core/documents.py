@@ -189,11 +189,32 @@ class TrainHyper(Document):
     evaluate_every_steps: int = Field(default=250, ge=1, description="steps between two looks at the hold-out")
     patience_evaluations: int = Field(default=4, ge=1, description="stop early after so many without a better hold-out")
     checkpoint_every_s: float = Field(default=15.0, gt=0, description="seconds between two checkpoints")
+    replay_share: float = Field(
+        default=0.25, ge=0, lt=1, description="share of each batch that older frames make up, where there are any"
+    )
+    normalise_gain: bool = Field(
+        default=False, description="take differences between the channels' gains out of every shard; thinning only"
+    )
+    loader_mb: float = Field(
+        default=2048.0, gt=0, description="memory of each rank for decoded frames, in MB; more are streamed every epoch"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the matrix products; auto is bfloat16 on GPUs and float32 on CPUs"
+    )
+    compile: bool = Field(
+        default=False, description="have torch.compile fuse the network, before the first step: for long jobs"
+    )
 
     @model_validator(mode="after")
     def _keep_range_is_not_empty(self) -> Self:
         if not self.keep_low < self.keep_high:
             raise ValueError(f"keep_low ({self.keep_low}) must be less than keep_high ({self.keep_high})")
+        return self
+
+    @model_validator(mode="after")
+    def _gains_are_of_counts(self) -> Self:
+        if self.normalise_gain and self.mode == "labelled":
+            raise ValueError("normalise_gain goes with mode 'thinning': labels have gains of their own")
         return self
 
 
@@ -236,7 +257,10 @@ class EvaluationReport(Document):
     nll: float = Field(description="mean held-out thinned Poisson NLL, nats a frame, without the log b! term")
     nll_low: float = Field(description="2.5 % bootstrap bound")
     nll_high: float = Field(description="97.5 % bootstrap bound")
-    nll_frames: tuple[float, ...] = Field(default=(), description="per frame, in order of (run, pulse id)")
+    nll_frames: tuple[float, ...] = Field(
+        default=(),
+        description="per frame, in order of (run, pulse id), each times its sampling weight over the mean one",
+    )
     extra: dict[str, float] = Field(default_factory=dict)
 
 
@@ -245,7 +269,7 @@ class TrainResult(Document):
 
     schema_version: Literal[1] = 1
     job_id: str
-    status: Literal["completed", "early_stop", "time_limit", "terminated"]
+    status: Literal["completed", "early_stop", "time_limit", "diverged", "terminated"]
     model: ModelChoice
     base_version: str = ""
     steps: int = Field(ge=0)
@@ -262,6 +286,9 @@ class TrainResult(Document):
     device: str
     seed: int
     metrics: dict[str, float] = Field(default_factory=dict, description="nll, nll_low, nll_high, nll_gaussian, ...")
+    channel_hits: tuple[float, ...] = Field(
+        default=(), description="mean hits a frame of each channel in the shards: what relative gains are relative to"
+    )
     lineage: dict[str, str] = Field(description="shard_id -> manifest digest, all that was read")
     versions: dict[str, str] = Field(description="python, torch, zarr, filmloop, ...")
     config_digest: str = ""

@@ -17,6 +17,7 @@ _HEADLINES = {
 _ENDINGS = {
     "completed": "all steps done",
     "early_stop": "stopped early, the hold-out no longer improved",
+    "diverged": "stopped early, it diverged; these are the best weights before that",
     "time_limit": "stopped at the time limit",
     "terminated": "ended by a signal, from its last checkpoint",
 }

@@ -43,6 +43,7 @@ from filmloop.staging.schema import (
 from filmloop.staging.zarrfile import METADATA
 
 Check = Literal["none", "sizes", "hashes"]
+_EVENTS_READ_FRAMES = 4096
 
 
 class ShardReader:
@@ -84,6 +85,12 @@ class ShardReader:
     def frames(self) -> int:
         """Number of frames, N."""
         return self.manifest.frames
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames that are decoded together: reads that begin and end at multiples of it decode nothing twice."""
+        # A chunk of hits ends anywhere within a frame; so many frames share few enough of them.
+        return int(self._arrays[COUNTS].chunks[0]) if self.manifest.layout == "dense" else _EVENTS_READ_FRAMES
 
     @cached_property
     def pulse_id_N(self) -> npt.NDArray[np.uint64]:

@@ -136,10 +136,11 @@ def _result(
     metrics |= {"nll": challenger.nll, "nll_low": challenger.nll_low, "nll_high": challenger.nll_high}
     metrics |= {
         "best_step": float(progress.best_step),
-        "hits_per_frame": float(data.counts_NCE.mean()) * data.counts_NCE[0].size,
+        "hits_per_frame": sum(data.channel_hits),
+        "loader_idle_share": progress.loader_idle_share,
     }
     metrics["frames_per_s"] = progress.step * job.hyper.batch_frames / max(progress.elapsed_s, 1e-9)
-    if data.label_NCE is not None:
+    if job.hyper.mode == "labelled":
         metrics |= {"mse_holdout": progress.best_score, "label_gain": data.label_gain}
     return TrainResult(
         job_id=job.job_id,
@@ -148,7 +149,7 @@ def _result(
         base_version=job.base.version if job.base is not None else "",
         steps=progress.step,
         epochs=progress.epochs,
-        frames_trained=len(data.counts_NCE),
+        frames_trained=data.frames,
         frames_held_out=len(data.holdout),
         steps_skipped=progress.skipped,
         resumed_from_step=progress.resumed_from_step,
@@ -160,6 +161,7 @@ def _result(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         seed=job.seed,
         metrics=metrics,
+        channel_hits=data.channel_hits,
         lineage=data.lineage,
         versions=_versions(),
         config_digest=job.config_digest,

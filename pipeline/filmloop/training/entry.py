@@ -105,9 +105,9 @@ def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float
         module = build_module(job.model)
         if job.base is not None:
             put_weights(module, verified_base(job.base, job.model))
-        data = load_data(job)
-        _log.info("%d frames to train on, %d held out", len(data.counts_NCE), len(data.holdout))
-        progress = train(job, module, data, ranks, folder=folder, told_to_stop=told_to_stop)
+        data = load_data(job, ranks.device)
+        _log.info("%d frames to train on, %d held out", data.frames, len(data.holdout))
+        progress = train(job, module, data, ranks, folder=folder, told_to_stop=told_to_stop, started_s=started_s)
         _log.info("%s after %d steps, %.1f s", progress.status, progress.step, progress.elapsed_s)
         make_bundle(
             job,

@@ -76,8 +76,8 @@ def evaluate_all(job: TrainJob, module: nn.Module, data: TrainingData) -> dict[s
             )
         champion = load_module(folder).to(next(module.parameters()).device)
         reports["champion"] = evaluate(rate_function(champion), data.holdout, "champion", job.champion.version)
-    reports["gaussian"] = evaluate(tuned_gaussian(data.counts_NCE, data.holdout), data.holdout, "gaussian")
-    reports["zero"] = evaluate(constant_rate(data.counts_NCE), data.holdout, "zero")
+    reports["gaussian"] = evaluate(tuned_gaussian(data.sample_NCE, data.holdout), data.holdout, "gaussian")
+    reports["zero"] = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
     return reports
 
 
@@ -87,11 +87,11 @@ def evaluate(rate_of: RateFunction, holdout: Holdout, name: str, version: str = 
     Raises:
         TrainingError: a score is not finite.
     """
-    keep = np.float32(holdout.policy.keep)
     parts = []
     for start in range(0, len(holdout), _BATCH_FRAMES):
         part = holdout[start : start + _BATCH_FRAMES]
-        parts.append(poisson_nll(rate_of(part.model_input()) * (1 - keep), part.scored_part()))
+        score_N = poisson_nll(part.expected(rate_of(part.model_input())), part.scored_part())
+        parts.append(part.weighted(score_N))
     nll_N = np.concatenate(parts)
     if not np.isfinite(nll_N).all():
         raise TrainingError(

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,12 +22,16 @@ from filmloop.bundle import METRICS
 from filmloop.core.documents import TrainJob
 from filmloop.core.errors import TrainingError
 from filmloop.core.fsio import disk_errors
-from filmloop.core.poisson import RATE_FLOOR
-from filmloop.training.checkpoint import parse_checkpoint, read_checkpoint, save_checkpoint
+from filmloop.core.poisson import poisson_nll
+from filmloop.training.checkpoint import CheckpointWriter, parse_checkpoint, read_checkpoint
 from filmloop.training.data import Holdout
 from filmloop.training.ranks import Ranks
 
 _SCORE_FRAMES = 256
+_DIVERGED_EVALUATIONS = 3
+_DIVERGED_MARGIN = 0.05
+"""A run diverges that is so often in a row worse than its best and than one mean rate for all bins, by this share of the
+latter's score."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,15 +51,18 @@ class Progress:
         best_step: When that was.
         lowest: Lowest score of all but the starting weights.
         worse: Evaluations since then in which patience was lost.
+        hopeless: Evaluations in a row that were worse than the best one, and than one mean rate for all bins.
         evaluated_step: When the hold-out was last scored; -1 is never.
         resumed_from_step: Step of the checkpoint that this process began with.
         metrics_bytes: Length of `metrics.jsonl`.
+        loop_s: Seconds that rank 0 spent in steps, those before a restart included.
+        waited_s: Of these, seconds in which a step had no frames yet.
     """
 
     step: int = 0
     epochs: float = 0.0
     elapsed_s: float = 0.0
-    status: Literal["running", "completed", "early_stop", "time_limit"] = "running"
+    status: Literal["running", "completed", "early_stop", "time_limit", "diverged"] = "running"
     skipped: int = 0
     loss_first: float = math.nan
     loss_last: float = math.nan
@@ -61,9 +70,17 @@ class Progress:
     best_step: int = 0
     lowest: float = math.inf
     worse: int = 0
+    hopeless: int = 0
     evaluated_step: int = -1
     resumed_from_step: int = 0
     metrics_bytes: int = 0
+    loop_s: float = 0.0
+    waited_s: float = 0.0
+
+    @property
+    def loader_idle_share(self) -> float:
+        """Share of the time of the steps that was spent on getting frames, waiting for the disk included."""
+        return self.waited_s / max(self.loop_s, 1e-9)
 
 
 class Session:
@@ -76,15 +93,22 @@ class Session:
 
     def __init__(self, job: TrainJob, module: nn.Module, holdout: Holdout, ranks: Ranks, folder: Path) -> None:
         self.now = Progress()
-        self.optimiser = torch.optim.Adam(module.parameters(), lr=job.hyper.learning_rate)
+        # One kernel for all parameters, on CPUs too: 0.1 ms a step instead of 0.45 for the mixer.
+        self.optimiser = torch.optim.Adam(module.parameters(), lr=job.hyper.learning_rate, fused=True)
         self._job, self._module, self._ranks, self._folder = job, module, ranks, folder
         self._holdout = holdout[ranks.part(len(holdout))]
         self._best: dict[str, Tensor] = {}
         self._window_loss: Tensor | float = 0.0
         self._window_steps = 0
         self._window_begun_s = self._saved_s = time.monotonic()
-        self._learning_rate = 0.0
+        self._learning_rate = self._window_waited_s = 0.0
+        self._writer = CheckpointWriter(folder, job)
+        self._constant_score = _constant_score(holdout)
         self._resume()
+
+    def add_wait(self, seconds: float) -> None:
+        """Count the time in which a step had no frames yet."""
+        self._window_waited_s += seconds
 
     def add_loss(self, loss: Tensor, rate: float) -> None:
         """Count one finished step; `loss` is this rank's, scaled so that the mean over ranks is that of the batch."""
@@ -109,14 +133,18 @@ class Session:
             if math.isnan(self.now.loss_first):
                 self.now.loss_first = self.now.loss_last
             window_s = max(time.monotonic() - self._window_begun_s, 1e-9)
+            self.now.loop_s += window_s
+            self.now.waited_s += self._window_waited_s
             self._write_metrics(
                 loss=self.now.loss_last,
                 frames_per_s=self._window_steps * self._job.hyper.batch_frames / window_s,
                 learning_rate=self._learning_rate,
+                loader_idle_share=round(self._window_waited_s / window_s, 5),
             )
         if due:
             self.save()
-        self._window_loss, self._window_steps, self._window_begun_s = 0.0, 0, time.monotonic()
+        self._window_loss, self._window_steps, self._window_waited_s = 0.0, 0, 0.0
+        self._window_begun_s = time.monotonic()
         return stop > 0
 
     def evaluate(self, *, patient: bool = True) -> bool:
@@ -126,10 +154,10 @@ class Session:
         start is worse than its base until the learning rate has come down. `patient` loses none this time.
 
         Returns:
-            Whether patience has run out.
+            Whether to stop: patience has run out, or the run diverges, which `now.status` then says.
 
         Raises:
-            TrainingError: the score is not finite.
+            TrainingError: the score is not finite, or the run diverges from weights that nothing had been learned by.
         """
         now = self.now
         if now.evaluated_step == now.step:
@@ -154,7 +182,29 @@ class Session:
         self._write_metrics(**{name: score})
         if self._ranks.is_first:
             _log.info("step %d: hold-out %s %.5g, loss %.5g", now.step, name, score, now.loss_last)
+        # The time of an evaluation is none of the steps'.
+        self._window_begun_s = time.monotonic() if self._window_steps == 0 else self._window_begun_s
+        limit = max(now.best_score, self._constant_score) + _DIVERGED_MARGIN * abs(self._constant_score)
+        now.hopeless = now.hopeless + 1 if score > limit else 0
+        if now.hopeless >= _DIVERGED_EVALUATIONS:
+            self._give_up(score)
+            return True
         return now.worse >= self._job.hyper.patience_evaluations
+
+    def _give_up(self, score: float) -> None:
+        self.now.status = "diverged"
+        told = (
+            f"Training diverged: the hold-out score was {score:.5g} at step {self.now.step}, "
+            f"{self.now.best_score:.5g} at step {self.now.best_step}."
+        )
+        if self.now.best_step == 0:
+            raise TrainingError(
+                f"{told} It never got better than the weights it started from.",
+                hint="Lower training.hyper.learning_rate, or look at the newest shards with `filmloop shards verify`.",
+                ids={"job_id": self._job.job_id},
+            )
+        if self._ranks.is_first:
+            _log.warning("%s The best weights are kept.", told)
 
     def finish(self) -> None:
         """Score the last step, put the best weights into the module, and write the checkpoint of the finished loop.
@@ -169,11 +219,15 @@ class Session:
                 ids={"job_id": self._job.job_id},
             )
         self.evaluate()
-        self.save()
+        self.save(wait=True)
         self._module.load_state_dict(self._best)
 
-    def save(self) -> None:
-        """Write a checkpoint; only rank 0 does."""
+    def save(self, *, wait: bool = False) -> None:
+        """Have a checkpoint written, and `wait` for it; only rank 0 does.
+
+        Raises:
+            TransientError: the disk refused this one, if waited for, or one before it.
+        """
         self._saved_s = time.monotonic()
         if not self._ranks.is_first:
             return
@@ -183,10 +237,16 @@ class Session:
             "best": self._best,
             "progress": asdict(self.now),
         }
-        save_checkpoint(self._folder, self._job, state)
+        self._writer.save(state)
+        if wait:
+            self._writer.finish()
+
+    def close(self) -> None:
+        """Let the checkpoint that is being written become whole."""
+        self._writer.close()
 
     def _resume(self) -> None:
-        data = self._ranks.from_first(read_checkpoint(self._folder) if self._ranks.is_first else None)
+        data = self._ranks.from_first(read_checkpoint(self._folder, self._job) if self._ranks.is_first else None)
         state = None if data is None else parse_checkpoint(data, self._job, self._ranks.device)
         if state is not None:
             self._module.load_state_dict(state["module"])
@@ -200,20 +260,14 @@ class Session:
 
     def _score(self) -> float:
         """Sum of this rank's hold-out scores."""
-        device, keep, total = self._ranks.device, self._holdout.policy.keep, 0.0
+        device, total = self._ranks.device, 0.0
         self._module.eval()
         with torch.inference_mode():
             for start in range(0, len(self._holdout), _SCORE_FRAMES):
                 part = self._holdout[start : start + _SCORE_FRAMES]
-                if part.label_NCE is not None:
-                    rate_NCE = self._module(torch.from_numpy(part.counts_NCE).to(device).float())
-                    error_NCE = rate_NCE - torch.from_numpy(part.label_NCE).to(device)
-                    total += float(error_NCE.square().sum(dtype=torch.float64)) / error_NCE[0].numel()
-                    continue
-                rate_NCE = self._module(torch.from_numpy(part.model_input()).to(device))
-                expected_NCE = (rate_NCE * (1.0 - keep)).clamp_min(RATE_FLOOR)
-                rest_NCE = torch.from_numpy(part.scored_part()).to(device)
-                total += float((expected_NCE - rest_NCE * expected_NCE.log()).sum(dtype=torch.float64))
+                input_NCE = part.counts_NCE.astype(np.float32) if part.label_NCE is not None else part.model_input()
+                rate_NCE = self._module(torch.from_numpy(input_NCE).to(device)).cpu().numpy()
+                total += float(part.weighted(_scores(part, rate_NCE)).sum())
         self._module.train()
         return total
 
@@ -225,6 +279,27 @@ class Session:
         with disk_errors(path), path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
             self.now.metrics_bytes = out.tell()
+
+
+def _scores(part: Holdout, rate_NCE: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Score of each frame, (N,): squared counts a bin with labels, nats without."""
+    if part.label_NCE is None:
+        return poisson_nll(part.expected(rate_NCE), part.scored_part())
+    error_NCE = rate_NCE - part.label_NCE
+    if part.alive_NC is not None:
+        error_NCE = error_NCE * part.alive_NC[..., None]
+    return np.asarray(np.square(error_NCE).mean(axis=(1, 2), dtype=np.float64))
+
+
+def _constant_score(holdout: Holdout) -> float:
+    """What a model would score that says the same rate for every bin."""
+    if holdout.label_NCE is not None:
+        mean = np.float32(holdout.label_NCE.mean(dtype=np.float64))
+        return float(_scores(holdout, np.full(holdout.label_NCE.shape, mean, np.float32)).mean())
+    mean = np.float32(holdout.counts_NCE.mean(dtype=np.float64))
+    parts = (holdout[start : start + _SCORE_FRAMES] for start in range(0, len(holdout), _SCORE_FRAMES))
+    scores = [part.weighted(_scores(part, np.full(part.counts_NCE.shape, mean, np.float32))) for part in parts]
+    return float(np.concatenate(scores).mean())
 
 
 def _cut_metrics(path: Path, size_bytes: int) -> None:

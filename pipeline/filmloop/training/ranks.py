@@ -52,6 +52,10 @@ class Ranks:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def of_first(self, value: float) -> float:
+        """The number that rank 0 passes, on every rank."""
+        return self.sum(value if self.is_first else 0.0)[0]
+
     def from_first(self, data: bytes | None) -> bytes | None:
         """What rank 0 passes, on every rank."""
         if self.world == 1:
@@ -64,7 +68,8 @@ class Ranks:
         """`module` with its gradients averaged over the ranks; rank 0's weights are everyone's from here on."""
         if self.world == 1:
             return module
-        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        # The graph is the same in every step: DDP need not look for parameters that were not used.
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=True)
 
 
 @contextmanager

@@ -3,10 +3,15 @@
 torchrun itself exits with 1 whatever its ranks did. A rank that the kernel killed for want of memory could then not be
 told from one with a bug, and only the former is worth starting again. The same holds for nodes that did not find each
 other, and for a torchrun that was told to stop.
+
+With `--max-restarts` torchrun itself starts the ranks again. They then meet in the store of the first start (torch 2.13 shares the
+rendezvous' TCPStore and puts no prefix before an attempt's keys), where a rank that is quick enough finds the address of a
+dead one: "Gloo connectFullMesh failed ... Connection refused". A store for every attempt has no such past.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +31,8 @@ def main(options: Sequence[str]) -> int:
 
     A rank's own error is in `error.json`: who started this reads it there, whatever comes back here.
     """
+    if any(option.startswith(("--max-restarts", "--max_restarts")) for option in options):
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         torchrun(list(options))
     except ChildFailedError as exc:

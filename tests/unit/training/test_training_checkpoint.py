@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from filmloop.core.documents import ShardRef
+from filmloop.core.documents import ShardRef, TrainJob
+from filmloop.core.errors import TransientError
 from filmloop.testing.training import small_job
-from filmloop.training.checkpoint import CHECKPOINT, parse_checkpoint, read_checkpoint, save_checkpoint
+from filmloop.training.checkpoint import (
+    CHECKPOINT,
+    EARLIER,
+    CheckpointWriter,
+    parse_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 CPU = torch.device("cpu")
 STATE = {"module": {"w": torch.arange(4.0)}, "progress": {"step": 7}}
@@ -16,7 +24,7 @@ STATE = {"module": {"w": torch.arange(4.0)}, "progress": {"step": 7}}
 def test_a_checkpoint_comes_back(folder: Path, shard: ShardRef) -> None:
     job = small_job(folder, shard)
     save_checkpoint(folder, job, STATE)
-    data = read_checkpoint(folder)
+    data = read_checkpoint(folder, job)
     assert data is not None
     state = parse_checkpoint(data, job, CPU)
     assert state is not None
@@ -24,22 +32,70 @@ def test_a_checkpoint_comes_back(folder: Path, shard: ShardRef) -> None:
     assert torch.equal(state["module"]["w"], torch.arange(4.0))
 
 
-def test_no_checkpoint_is_none(folder: Path) -> None:
-    assert read_checkpoint(folder) is None
+def test_no_checkpoint_is_none(folder: Path, shard: ShardRef) -> None:
+    assert read_checkpoint(folder, small_job(folder, shard)) is None
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not one"])
-def test_a_damaged_checkpoint_means_a_fresh_start(folder: Path, shard: ShardRef, spoil) -> None:
+SPOIL = [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not one"]
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_damaged_checkpoint_means_the_one_before_it(folder: Path, shard: ShardRef, spoil) -> None:
+    job = small_job(folder, shard)
+    for step in (7, 8, 9):
+        save_checkpoint(folder, job, {"progress": {"step": step}})
+    assert _step(folder, job) == 9
+    (folder / CHECKPOINT).write_bytes(spoil((folder / CHECKPOINT).read_bytes()))
+    assert _step(folder, job) == 8
+    (folder / EARLIER).write_bytes(spoil((folder / EARLIER).read_bytes()))
+    assert read_checkpoint(folder, job) is None
+
+
+def test_the_earlier_checkpoint_is_used_where_the_newest_is_gone(folder: Path, shard: ShardRef) -> None:
     job = small_job(folder, shard)
     save_checkpoint(folder, job, STATE)
-    assert parse_checkpoint(spoil((folder / CHECKPOINT).read_bytes()), job, CPU) is None
+    (folder / CHECKPOINT).rename(folder / EARLIER)
+    assert _step(folder, job) == 7
+
+
+def _step(folder: Path, job: TrainJob) -> int:
+    data = read_checkpoint(folder, job)
+    assert data is not None
+    state = parse_checkpoint(data, job, CPU)
+    assert state is not None
+    return state["progress"]["step"]
 
 
 def test_the_checkpoint_of_another_job_is_not_used(folder: Path, shard: ShardRef) -> None:
     save_checkpoint(folder, small_job(folder, shard, seed=1), STATE)
-    data = read_checkpoint(folder)
+    assert read_checkpoint(folder, small_job(folder, shard, seed=2)) is None
+
+
+def test_what_is_written_is_the_state_as_it_was_when_it_was_given(folder: Path, shard: ShardRef) -> None:
+    job, writer, weights = small_job(folder, shard), CheckpointWriter(folder, small_job(folder, shard)), torch.zeros(4)
+    for step in range(1, 51):
+        weights.fill_(step)
+        writer.save({"w": weights, "progress": {"step": step}})
+        weights.fill_(-1.0)
+    writer.finish()
+    data = read_checkpoint(folder, job)
     assert data is not None
-    assert parse_checkpoint(data, small_job(folder, shard, seed=2), CPU) is None
+    state = parse_checkpoint(data, job, CPU)
+    assert state is not None
+    assert state["progress"]["step"] == 50
+    assert state["w"].tolist() == [50.0] * 4
+
+
+def test_a_disk_that_refuses_is_told_at_the_next_save(tmp_path: Path, shard: ShardRef) -> None:
+    (tmp_path / "no folder").touch()
+    writer = CheckpointWriter(tmp_path / "no folder", small_job(tmp_path, shard))
+    writer.save(STATE)
+    writer.close()
+    with pytest.raises(TransientError):
+        writer.save(STATE)
+    writer.save(STATE)
+    with pytest.raises(TransientError):
+        writer.finish()
 
 
 class _Touches:

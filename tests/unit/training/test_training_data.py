@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filmloop.core.documents import ShardRef
+from filmloop.core.documents import ShardRef, TrainHyper
 from filmloop.core.errors import DataError, FilmloopError, TrainingError, VerificationError
 from filmloop.core.holdout import held_out
 from filmloop.core.poisson import thin_by_hash
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
-from filmloop.training.data import load_data
+from filmloop.training.data import TrainingData, load_data
+from filmloop.training.plan import BatchPlan
 
 
 def _numbered(frames: int, first: int = 0) -> np.ndarray:
@@ -25,6 +26,16 @@ def _ids(counts: np.ndarray) -> list[int]:
     return (counts[:, 0, 0].astype(int) + 256 * counts[:, 0, 1].astype(int)).tolist()
 
 
+def _trained_on(data: TrainingData) -> tuple[np.ndarray, np.ndarray | None]:
+    """Counts and labels of all frames to train on, each once, in the order in which an epoch of one batch has them."""
+    hyper = TrainHyper(batch_frames=data.frames, replay_share=0.0)
+    plan = BatchPlan(data.pool.orders, hyper, 0)
+    data.pool.start(plan, 0)
+    frames = data.pool.take(plan, 0, slice(0, data.frames))
+    data.pool.close()
+    return frames.counts_NCE.numpy(), None if frames.label_NCE is None else frames.label_NCE.numpy()
+
+
 def _job(folder: Path, *fresh: ShardRef, **changes: object):
     return small_job(folder, *fresh, frame_shape=(2, 8), **changes)
 
@@ -32,7 +43,7 @@ def _job(folder: Path, *fresh: ShardRef, **changes: object):
 def test_held_out_frames_are_never_trained_on(tmp_path: Path) -> None:
     data = load_data(_job(tmp_path, staged_frames(tmp_path, _numbered(500))))
     is_held = held_out(np.arange(500, dtype=np.uint64), 200)
-    assert _ids(data.counts_NCE) == np.flatnonzero(~is_held).tolist()
+    assert sorted(_ids(_trained_on(data)[0])) == np.flatnonzero(~is_held).tolist()
     assert _ids(data.holdout.counts_NCE) == np.flatnonzero(is_held).tolist()
     assert data.holdout.pulse_id_N.tolist() == np.flatnonzero(is_held).tolist()
 
@@ -57,7 +68,7 @@ def test_replayed_frames_are_scored_only_where_fresh_ones_are_few(tmp_path: Path
     assert load_data(_job(tmp_path, few, replay=(old,))).holdout.pulse_id_N.min() < 1200
     plenty = load_data(_job(tmp_path, many, replay=(old,)))
     assert plenty.holdout.pulse_id_N.min() >= 3000
-    assert len(plenty.counts_NCE) > 1800  # replayed frames are trained on all the same
+    assert plenty.frames > 1800  # replayed frames are trained on all the same
     assert set(plenty.lineage) == {old.shard_id, many.shard_id}
 
 
@@ -81,16 +92,16 @@ def test_labels_are_brought_to_counts(tmp_path: Path) -> None:
     shard = staged_frames(tmp_path, counts, label_NCE=counts.astype(np.float32) / 5)
     data = load_data(small_job(tmp_path, shard, hyper={"mode": "labelled"}))
     assert data.label_gain == pytest.approx(5.0, rel=1e-3)
-    assert data.label_NCE is not None
     assert data.holdout.label_NCE is not None
-    np.testing.assert_allclose(data.label_NCE, data.counts_NCE, rtol=2e-3)  # float16
+    counts, labels = _trained_on(data)
+    np.testing.assert_allclose(labels, counts, rtol=2e-3)  # float16
     np.testing.assert_allclose(data.holdout.label_NCE, data.holdout.counts_NCE, rtol=2e-3)
 
 
 def test_thinning_does_not_read_labels(tmp_path: Path) -> None:
     counts = simulated_counts(100)
     data = load_data(small_job(tmp_path, staged_frames(tmp_path, counts, label_NCE=counts.astype(np.float32))))
-    assert data.label_NCE is None
+    assert _trained_on(data)[1] is None
 
 
 def _with_another_digest(shard: ShardRef) -> ShardRef:
