@@ -1,19 +1,20 @@
 """The live weights behind a correction of the gains: counts scaled before the network, its rates scaled back.
 
-Counts that are scaled are no whole numbers, so they take the runtime's way for float32, where rates come back to be
-scaled. That costs; it is paid only while a correction is active.
+Counts that are scaled are no whole numbers, so they take the runtime's way for float32, four times the bytes. That costs;
+it is paid only while a correction is active.
 
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
-import numpy.typing as npt
 
 from filmloop.drift.gain import Gain
-from filmloop.edge.runtimes.pending import Counts, Done, Floats, surprise_of
-from filmloop.ports.runtime import InferenceRuntime, Inferred
+from filmloop.edge.runtimes.pending import Counts, Floats, Later, surprise_of
+from filmloop.ports.runtime import InferenceRuntime, Inferred, Pending
 from filmloop_models.spec import SortKey
 
 
@@ -34,26 +35,36 @@ class Corrected:
         sort_key: Of the model.
     """
 
-    lanes = 1
-
     def __init__(self, runtime: InferenceRuntime, gain: Gain, sort_key: SortKey | None) -> None:
         self.base, self.gain, self._sort_key = runtime, gain, sort_key
         self.version, self.name, self.batch_frames = runtime.version, runtime.name, runtime.batch_frames
+        self.lanes = runtime.lanes
         self._before_C1, self._after_C1 = gain.before_C[:, None], gain.after_C[:, None]
+        # One for each batch under way, and one that is being filled.
+        self._scaled: deque[Floats] = deque()
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Done:
-        """See the port; the batch is done within the call."""
-        clean_NCE = self.base.infer(counts_NCE * self._before_C1)
-        frames = len(counts_NCE)
-        phase_N = np.full(frames, np.nan, np.float32) if self._sort_key is None else self._sort_key(clean_NCE)
-        rate_NCE = clean_NCE * self._after_C1 if dense or surprise else None
-        return Done(
-            Inferred(
-                phase_N=phase_N,
-                rate_NCE=rate_NCE if dense else None,
-                surprise_N=surprise_of(counts_NCE, rate_NCE) if surprise and rate_NCE is not None else None,
-            )
+    def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
+        """See the port."""
+        scaled_NCE = self._scaled_of(counts_NCE)
+        # How surprising a frame is, is a matter of the counts that were counted: not the runtime's, which sees others.
+        pending = self.base.start(scaled_NCE, dense=dense or surprise)
+        return Later(lambda _: self._finish(pending, counts_NCE, dense=dense, surprise=surprise))
+
+    def _finish(self, pending: Pending, counts_NCE: Counts, *, dense: bool, surprise: bool) -> Inferred:
+        made = pending.result()
+        rate_NCE = None if made.rate_NCE is None else made.rate_NCE * self._after_C1
+        return Inferred(
+            phase_N=made.phase_N,
+            rate_NCE=rate_NCE if dense else None,
+            surprise_N=surprise_of(counts_NCE, rate_NCE) if surprise and rate_NCE is not None else None,
         )
+
+    def _scaled_of(self, counts_NCE: Counts) -> Floats:
+        if not self._scaled:
+            shape = (self.batch_frames, *counts_NCE.shape[1:])
+            self._scaled.extend(np.empty(shape, np.float32) for _ in range(self.lanes + 1))
+        self._scaled.rotate(-1)
+        return np.multiply(counts_NCE, self._before_C1, out=self._scaled[-1][: len(counts_NCE)])
 
     def infer(self, counts_NCE: Counts) -> Floats:
         """See the port."""

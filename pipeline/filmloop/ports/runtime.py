@@ -65,8 +65,16 @@ class InferenceRuntime(Protocol):
     batch_frames: int
     lanes: int
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Pending:
-        """Begin with at most `batch_frames` frames, uint8 (N, C, E), which must not change before their result.
+    def start(
+        self,
+        counts_NCE: npt.NDArray[np.uint8] | npt.NDArray[np.float32],
+        *,
+        dense: bool = False,
+        surprise: bool = False,
+    ) -> Pending:
+        """Begin with at most `batch_frames` frames, (N, C, E), which must not change before their result.
+
+        The detector's counts are uint8; counts that were scaled are float32, and may be slower.
 
         Rates stay in the runtime unless `dense` asks for them: 8 kB a frame that nobody reads cost a tenth of the rate.
         """

@@ -10,7 +10,7 @@ from filmloop.core.poisson import poisson_nll
 from filmloop.drift.gain import Gain
 from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.gain import Corrected
-from filmloop.edge.runtimes.pending import surprise_of
+from filmloop.edge.runtimes.pending import Done, surprise_of
 from filmloop.edge.stages.staging import gain_told
 from filmloop.ports.runtime import Inferred
 from filmloop_models.catalog import get
@@ -162,7 +162,9 @@ class Twice:
     version, name, batch_frames, lanes, closed = "3", "twice", 32, 4, 0
 
     def start(self, counts_NCE, *, dense=False, surprise=False):
-        return Inferred(phase_N=np.zeros(len(counts_NCE)))
+        assert not surprise, "it would be that of the scaled counts"
+        rate_NCE = self.infer(counts_NCE)
+        return Done(Inferred(phase_N=SORT_KEY(rate_NCE), rate_NCE=rate_NCE if dense else None))
 
     def infer(self, counts_NCE):
         return np.asarray(counts_NCE, np.float32) * 2

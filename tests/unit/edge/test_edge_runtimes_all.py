@@ -91,6 +91,18 @@ def test_a_block_of_any_length_is_inferred_as_bytes_and_scaled(runtime, toleranc
     assert relative(runtime.infer(scaled), exact(module, scaled)) <= tolerance
 
 
+@pytest.mark.parametrize("frames", [1, 17, 48])
+def test_scaled_counts_go_through_as_batches_too_several_at_once(runtime, tolerance, module, frames):
+    scaled = [draw(frames, seed=seed).astype(np.float32) * np.float32(1.3) for seed in range(runtime.lanes)]
+    dense = [pending.result() for pending in [runtime.start(each, dense=True) for each in scaled]]
+    keys = [pending.result() for pending in [runtime.start(each) for each in scaled]]
+    for each, with_rates, alone in zip(scaled, dense, keys, strict=True):
+        assert relative(with_rates.rate_NCE, exact(module, each)) <= tolerance
+        assert alone.rate_NCE is None
+        apart = np.angle(np.exp(1j * (alone.phase_N - SPEC.sort_key(exact(module, each)))))
+        assert np.median(np.abs(apart)) < 0.02
+
+
 def test_keys_are_those_of_the_rates_and_rates_come_only_where_they_are_asked_for(runtime):
     counts = draw(40)
     alone, dense = runtime.start(counts).result(), runtime.start(counts, dense=True).result()

@@ -25,12 +25,11 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from filmloop.core.poisson import RATE_FLOOR
-from filmloop.edge.runtimes.pending import Counts, Floats, Later, in_batches, phase_of
+from filmloop.edge.runtimes.pending import Counts, Done, Floats, Later, in_batches, inferred_from_rates, phase_of
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
 
@@ -196,8 +195,11 @@ class CudaRuntime:
         )
         self._under_way: deque[Later] = deque()
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Later:
-        """See the port."""
+    def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later | Done:
+        """See the port; scaled counts are done within the call, eagerly."""
+        if counts_NCE.dtype != np.uint8:
+            rate_NCE = self._rates(counts_NCE)
+            return Done(inferred_from_rates(self._sort_key, counts_NCE, rate_NCE, dense=dense, surprise=surprise))
         while len(self._under_way) >= self.lanes:
             self._under_way.popleft().result()
         self._lanes.rotate(-1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from filmloop.edge.runtimes.pending import Counts, Done, Floats, in_batches, inferred_from_rates
@@ -51,7 +50,7 @@ class OnnxRuntime:
         self._rates = [np.empty((batch_frames, *frame_shape), np.float32) for _ in range(3)]
         self._turn = 0
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Done:
+    def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Done:
         """See the port."""
         rate_NCE = self._infer_batch(counts_NCE)
         return Done(inferred_from_rates(self._sort_key, counts_NCE, rate_NCE, dense=dense, surprise=surprise))

@@ -126,9 +126,9 @@ class OpenVinoRuntime:
         shapes = self._shapes(parts * self._part)
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Later:
+    def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
-        return self._start(counts_NCE, _Kind(scaled=False, dense=dense, surprise=surprise))
+        return self._start(counts_NCE, _Kind(scaled=counts_NCE.dtype != np.uint8, dense=dense, surprise=surprise))
 
     def infer(self, counts_NCE: Counts) -> Floats:
         """Counts (N, C, E) to rates (N, C, E) float32, a few frames at a time: one graph is enough for a sample."""

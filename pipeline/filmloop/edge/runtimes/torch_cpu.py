@@ -49,7 +49,7 @@ class TorchRuntime:
         # NumPy's u8 -> f32 copy also takes read-only arrays, which torch.from_numpy warns about.
         self._input_NCE: npt.NDArray[np.float32] = self._input.numpy()
 
-    def start(self, counts_NCE: npt.NDArray[np.uint8], *, dense: bool = False, surprise: bool = False) -> Done:
+    def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Done:
         """See the port."""
         rate_NCE = self._infer_batch(counts_NCE)
         return Done(inferred_from_rates(self._sort_key, counts_NCE, rate_NCE, dense=dense, surprise=surprise))
