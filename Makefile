@@ -33,7 +33,7 @@ check: .venv/.local  ## is this site ready? what is missing?
 	$(RUN) site check $(FLAGS)
 
 bench: .venv/.bench  ## measure this machine; one JSON line per benchmark
-	@for name in edge stage swap latency soak sources inference train warmstart drift cycle; do $(RUN) bench $$name --json || exit 1; done
+	@for name in edge stage swap latency soak sources inference train warmstart drift cycle model; do $(RUN) bench $$name --json || exit 1; done
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lint: .venv/.dev  ## format check, lint, types

@@ -59,6 +59,31 @@ def _build_cookienet(frame_shape: tuple[int, int]) -> nn.Module:
     return CookieNet()
 
 
+def _build_unrolled(frame_shape: tuple[int, int], *, powers: str, **hyper: float) -> nn.Module:
+    from filmloop_models.cookiebox.unrolled import Unrolled
+
+    try:
+        powers_R = tuple(int(power) for power in powers.split(","))
+    except ValueError:
+        powers_R = ()
+    if not powers_R or min(powers_R) < 1:
+        raise ValueError(f"powers = {powers!r} must be whole numbers from 1, one a round, such as 2,6,1")
+    return Unrolled(
+        frame_shape,
+        phases=int(hyper["phases"]),
+        centres=int(hyper["centres"]),
+        centre_step_bin=hyper["centre_step_bin"],
+        centre_bin=hyper["centre_bin"],
+        kick_bin=hyper["kick_bin"],
+        width_bin=hyper["width_bin"],
+        powers=powers_R,
+    )
+
+
+def _multiples_of_4_channels(frame_shape: tuple[int, int]) -> str:
+    return "" if frame_shape[0] % 4 == 0 else "its ring is folded twice: the number of channels must be a multiple of 4"
+
+
 def _multiples_of_8(frame_shape: tuple[int, int]) -> str:
     return "" if all(side % 8 == 0 for side in frame_shape) else "three 2x2 pools need both sides to be multiples of 8"
 
@@ -75,6 +100,22 @@ _CATALOG: dict[str, ModelSpec] = {
             summary="Lean default: mixes energies and angles in turn; 52k parameters and 1.8 MFLOP a frame at 16x128.",
             build=_build_mixer,
             hyper={"features": 64, "angle_features": 32, "depth": 2},
+            sort_key=streaking_phase,
+        ),
+        ModelSpec(
+            name="unrolled",
+            summary="Knows the sinusoids: three rounds of expectation-maximisation; 45 parameters, 14 MFLOP at 16x128.",
+            build=_build_unrolled,
+            hyper={
+                "phases": 64,
+                "centres": 24,
+                "centre_step_bin": 2.0,
+                "centre_bin": 64.0,
+                "kick_bin": 32.0,
+                "width_bin": 1.8,
+                "powers": "2,6,1",
+            },
+            shape_rule=_multiples_of_4_channels,
             sort_key=streaking_phase,
         ),
         ModelSpec(

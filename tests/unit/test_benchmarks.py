@@ -40,6 +40,7 @@ COMMANDS = {
         "recovery",
     },
     "drift": {"false_alarms", "quiet_windows", "stated_rate", "found", "frames_worst", "right_kind", "gain_correction"},
+    "model": {"model", "steps", "steps_mixer", "frames", "hits_50", "hits_650"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
     "train": {"speedup_2", "frames_per_s", "epoch_s", "loader_idle_share", "loader", "step_ms", "together_ms"},
     "warmstart": {
@@ -142,6 +143,21 @@ def test_the_source_benchmark_reads_every_kind_beside_its_peer(tmp_path):
     peers = [each for each in value.values() if isinstance(each, dict) and "peer" in each]
     assert len(peers) >= 8
     assert all(each["frames_per_s"] > 0 and each["peer"]["frames_per_s"] > 0 for each in peers)
+
+
+@pytest.mark.slow
+def test_the_model_benchmark_scores_every_method_in_both_regimes(tmp_path):
+    value = quick_command("model", tmp_path)
+    for regime, hits in (("hits_50", 50), ("hits_650", 650)):
+        scores = value[regime]
+        assert scores["hits_per_frame"] == pytest.approx(hits, rel=0.3)
+        for method in ("", "_mixer", "_gaussian", "_pursuit"):
+            assert 0 < scores["mse" + method] < scores["mse_zero"] * 1.01
+            assert 0 <= scores["pulse_count" + method] <= 1
+            assert 0 <= scores["pulses_found" + method] <= 1
+            assert f"phase_error_deg{method}" in scores
+        # Two steps of training: the physics alone already beats a Gaussian tuned on labels.
+        assert scores["mse"] < scores["mse_gaussian"]
 
 
 @pytest.mark.slow

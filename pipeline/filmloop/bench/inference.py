@@ -25,7 +25,7 @@ from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
 FRAME_SHAPE = (16, 128)
-BATCH = {"mixer": 256, "cookienet": 64}
+BATCH = {"mixer": 256, "unrolled": 256, "cookienet": 64}
 _ROUNDS = 3
 _PEERS = ("onnxruntime", "torch-eager")
 
@@ -34,7 +34,7 @@ def measure(model: str, seconds: float) -> dict[str, Any]:
     """Frames a second of every runtime that there is, keys only, on simulated frames: the best of rounds that take turns.
 
     Args:
-        model: `mixer` or `cookienet`, with untrained weights, for frames of 16 x 128.
+        model: `mixer`, `unrolled` or `cookienet`, with untrained weights, for frames of 16 x 128.
         seconds: For all of it, about.
 
     Returns:

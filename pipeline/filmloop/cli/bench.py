@@ -102,7 +102,7 @@ def sources(seconds: Seconds = 5.0, quick: Quick = False, json: AsJson = False) 
 
 @app.command()
 def inference(
-    model: Annotated[str, typer.Option(help="mixer or cookienet.")] = "mixer",
+    model: Annotated[str, typer.Option(help="mixer, unrolled or cookienet.")] = "mixer",
     seconds: Seconds = 60.0,
     quick: Quick = False,
     json: AsJson = False,
@@ -179,6 +179,21 @@ def train(
     size = (1, 40, 0.2) if quick else (rounds, steps, 5.0)
     frames = 2000 if quick else bench.EPOCH_FRAMES
     _report("train", lambda where: bench.measure(model, *size, where, frames=frames), folder, quick, json)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Option(help="Catalog name of the network.")] = "unrolled",
+    steps: Annotated[int, typer.Option(help="Training steps of the network; the mixer has ten times as many.", min=1)] = 150,
+    frames: Annotated[int, typer.Option(help="Frames to train on.", min=500)] = 10_000,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """A network against mixer, Gaussian and pursuit on simulated frames: trained without labels, scored on the truth."""
+    from filmloop.bench import model as bench
+
+    size, test_frames = ((2, 500), 24) if quick else ((steps, frames), 1000)
+    _report("model", lambda where: bench.measure(name, *size, where, test_frames=test_frames), None, quick, json)
 
 
 @contextmanager

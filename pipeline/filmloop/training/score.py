@@ -5,6 +5,7 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,17 @@ from filmloop.training.data import MIN_HELD_OUT_FRAMES, MIN_TRAIN_FRAMES, Holdou
 from filmloop.training.evaluate import RateFunction, constant_rate, evaluate, rate_function
 from filmloop.training.load import load_module
 from filmloop_models.cookiebox.baselines import TemplatePursuit, TunedGaussian
-from filmloop_models.cookiebox.score import mse_after_gain_and_shift
+from filmloop_models.cookiebox.pulses import read_pulses, score_pulses
+from filmloop_models.cookiebox.score import mse_after_gain_and_shift, shifted
 
 _TUNE_FRAMES = 500
 
 Scores = dict[str, float | int | None]
+
+PULSE_FRAMES = 200
+"""Frames whose sub-pulses are read: the estimator takes some milliseconds for each."""
+_METHODS = ("", "_gaussian", "_pursuit")
+_PULSES = ("pulse_count", "pulses_found", "phase_error_deg")
 
 
 def score_frames(
@@ -48,7 +55,10 @@ def score_frames(
 
     Returns:
         `frames`, `nll`, `nll_low`, `nll_high`, `nll_gaussian`, `nll_zero` in nats a frame; `mse`, `mse_gaussian`,
-        `mse_pursuit`, `mse_zero`, which are None without labels.
+        `mse_pursuit`, `mse_zero`, which are None without labels. Of the newest `PULSE_FRAMES` also `pulse_count` (share of
+        frames with the right number of sub-pulses), `pulses_found` (share of sub-pulses found) and `phase_error_deg`
+        (their median phase error), for the model, `_gaussian` and `_pursuit`, as one estimator reads them off the rates
+        and off the labels (`cookiebox.pulses`); None without labels.
 
     Raises:
         DataError: too few frames, or of another shape than the bundle's.
@@ -76,20 +86,46 @@ def score_frames(
     scores["nll_gaussian"] = evaluate(blur.rate, held, "gaussian").nll
     scores["nll_zero"] = evaluate(constant_rate(counts_NCE[tune_on]), held, "zero").nll
     if label_NCE is None:
-        return scores | {"mse": None, "mse_gaussian": None, "mse_pursuit": None, "mse_zero": None}
+        none = dict.fromkeys(("mse", "mse_gaussian", "mse_pursuit", "mse_zero"))
+        return scores | none | {key + method: None for method in _METHODS for key in _PULSES}
     truth_NCE = np.asarray(label_NCE[chosen], np.float32)
     gaussian = TunedGaussian.tune_to_labels(counts_NCE[tune_on], np.asarray(label_NCE[tune_on], np.float32))
     pursuit = TemplatePursuit.tune(counts_NCE[others], keep=policy.keep, seed=policy.seed)
-    return scores | {
-        "mse": _mse(rate_of, held, truth_NCE),
-        "mse_gaussian": _mse(gaussian.rate, held, truth_NCE),
-        "mse_pursuit": _mse(pursuit.rate, held, truth_NCE),
-        "mse_zero": float(np.mean(np.square(truth_NCE, dtype=np.float64))),
-    }
+    rates = {"": rate_of, "_gaussian": gaussian.rate, "_pursuit": pursuit.rate}
+    return scores | truth_scores(held.counts_NCE, truth_NCE, rates, pursuit)
 
 
-def _mse(rate_of: RateFunction, held: Holdout, truth_NCE: npt.NDArray[np.float32]) -> float:
-    return mse_after_gain_and_shift(rate_of(held.counts_NCE.astype(np.float32)), truth_NCE)[0]
+def truth_scores(
+    counts_NCE: npt.NDArray[np.uint8],
+    truth_NCE: npt.NDArray[np.float32],
+    rates: Mapping[str, RateFunction],
+    pursuit: TemplatePursuit,
+) -> Scores:
+    """What `score_frames` says of every method where there is a truth.
+
+    Args:
+        counts_NCE: Frames.
+        truth_NCE: Their labels, in any unit.
+        rates: The methods, each by what to append to the names of its scores.
+        pursuit: The estimator of sub-pulses, tuned without labels.
+    """
+    scores: Scores = {"mse_zero": float(np.mean(np.square(truth_NCE, dtype=np.float64)))}
+    truth_pulses_NPK = None
+    for method, rate_of in rates.items():
+        rate_NCE = rate_of(counts_NCE.astype(np.float32))
+        scores["mse" + method], gain, shift = mse_after_gain_and_shift(rate_NCE, truth_NCE)
+        last_NCE = rate_NCE[-PULSE_FRAMES:]
+        if truth_pulses_NPK is None:
+            # The labels in counts and where the counts are, by the first method's gain and shift.
+            as_counts_NCE = shifted(truth_NCE[-PULSE_FRAMES:], -shift) / np.float32(gain or 1.0)
+            truth_pulses_NPK = read_pulses(as_counts_NCE, pursuit)
+        pulses = score_pulses(read_pulses(last_NCE, pursuit), truth_pulses_NPK, width_bin=pursuit.width_bin)
+        scores["pulse_count" + method] = pulses.count_accuracy
+        scores["pulses_found" + method] = pulses.found
+        scores["phase_error_deg" + method] = (
+            pulses.phase_error_deg if np.isfinite(pulses.phase_error_deg) else None
+        )
+    return scores
 
 
 def _split(

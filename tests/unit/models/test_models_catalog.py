@@ -19,7 +19,7 @@ def own_module(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_every_name_gives_its_spec() -> None:
-    assert catalog.names() == ("mixer", "cookienet", "cookienet128")
+    assert catalog.names() == ("mixer", "unrolled", "cookienet", "cookienet128")
     for name in catalog.names():
         spec = catalog.get(name)
         assert spec.name == name
@@ -27,7 +27,7 @@ def test_every_name_gives_its_spec() -> None:
 
 
 def test_a_misspelt_name_is_answered_with_near_matches() -> None:
-    with pytest.raises(ValueError, match=r"no model 'mixr': did you mean mixer\? The catalog has mixer, cookienet"):
+    with pytest.raises(ValueError, match=r"no model 'mixr': did you mean mixer\? The catalog has mixer, unrolled, cookienet"):
         catalog.get("mixr")
     with pytest.raises(ValueError, match="no model 'zzz': The catalog has"):
         catalog.get("zzz")
@@ -57,6 +57,7 @@ def test_a_spec_that_cannot_be_had_says_why(own_module: str, name: str, why: str
         ("cookienet", (16, 100), "multiples of 8"),
         ("cookienet", (12, 128), "multiples of 8"),
         ("cookienet128", (16, 128), "use cookienet"),
+        ("unrolled", (18, 128), "multiple of 4"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused(name: str, shape: tuple[int, int], why: str) -> None:

@@ -24,6 +24,11 @@ KEYS = {
     "mse_gaussian",
     "mse_pursuit",
     "mse_zero",
+    *(
+        score + method
+        for score in ("pulse_count", "pulses_found", "phase_error_deg")
+        for method in ("", "_gaussian", "_pursuit")
+    ),
 }
 
 
@@ -45,6 +50,10 @@ def test_only_held_out_frames_are_scored(bundle: Path, frames) -> None:
     assert scores["mse_pursuit"] < scores["mse_gaussian"] < scores["mse_zero"]
     assert scores["mse"] < scores["mse_zero"] * 1.01  # untrained: after its fitted gain no worse than nothing
     assert scores["nll_gaussian"] < scores["nll_zero"] < scores["nll"]
+    # The pursuit reads its own lines; an untrained network shows none that are there.
+    assert scores["pulse_count_pursuit"] > 0.7 > scores["pulse_count"]
+    assert scores["pulses_found_pursuit"] > 0.9
+    assert scores["phase_error_deg_pursuit"] < 2.0
 
 
 def test_without_labels_there_is_no_mse(bundle: Path, frames) -> None:
@@ -53,7 +62,7 @@ def test_without_labels_there_is_no_mse(bundle: Path, frames) -> None:
     )
     assert set(scores) == KEYS
     assert scores["frames"] == 12
-    assert {scores[key] for key in KEYS if key.startswith("mse")} == {None}
+    assert {scores[key] for key in KEYS if key.startswith(("mse", "pulse", "phase"))} == {None}
 
 
 def test_frames_of_another_shape_are_refused(bundle: Path) -> None:
