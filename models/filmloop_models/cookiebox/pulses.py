@@ -15,6 +15,9 @@ from filmloop_models.cookiebox.pursuit import TemplatePursuit
 _NEAR_WIDTHS = 3.0
 """A line is matched within so many widths: the root of its mean squared distance over the ring."""
 
+_ONE_WIDTHS = 1.0
+"""Lines nearer than this are one: without noise, as rates are, the fit shares a line among several at one place."""
+
 _LIT = 0.02
 """Rates below this share of the frame's highest are left out: the estimator's time goes with lit bins."""
 
@@ -38,10 +41,31 @@ def read_pulses(rate_NCE: npt.NDArray[np.floating], pursuit: TemplatePursuit) ->
     """Lines of every frame, float32 (N, P, 4): amplitude, centre, x, y; amplitude 0 where there is none.
 
     The estimator is template pursuit on the rates, whoever made them, as if they were counts, with the same kick, width
-    and threshold for all. It sees no label.
+    and threshold for all. It sees no label. Lines at one place are one.
     """
     highest_N11 = rate_NCE.max(axis=(1, 2), keepdims=True)
-    return pursuit.lines(np.where(rate_NCE > _LIT * highest_N11, rate_NCE, 0).astype(np.float32))
+    line_NPK = pursuit.lines(np.where(rate_NCE > _LIT * highest_N11, rate_NCE, 0).astype(np.float32))
+    for line_PK in line_NPK:
+        _merge(line_PK, _ONE_WIDTHS * pursuit.width_bin)
+    return line_NPK
+
+
+def _merge(line_PK: npt.NDArray[np.float32], near_bin: float) -> None:
+    """Add every line to the brightest of those within `near_bin` of it, in place; `line_PK` is brightest first."""
+    for line in range(len(line_PK)):
+        same_P = (line_PK[:, 0] > 0) & (_apart_square(line_PK, line_PK[line]) <= near_bin**2)
+        same_P[:line] = False
+        if line_PK[line, 0] > 0 and same_P.sum() > 1:
+            total = line_PK[same_P, 0].sum()
+            line_PK[line, 1:] = line_PK[same_P, 0] @ line_PK[same_P, 1:] / total
+            line_PK[same_P, 0] = 0
+            line_PK[line, 0] = total
+
+
+def _apart_square(line_PK: npt.NDArray[np.float32], line_K: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Mean squared distance of lines from one line over the ring, bins squared, (P,)."""
+    away_PK = np.square(line_PK[:, 1:] - line_K[1:])
+    return np.asarray(away_PK @ np.array([1.0, 0.5, 0.5], np.float32), np.float32)
 
 
 def score_pulses(
@@ -59,7 +83,7 @@ def score_pulses(
         true += len(true_PK)
         free = np.ones(len(found_PK), np.bool_)
         for line_K in true_PK[np.argsort(-true_PK[:, 0])]:
-            apart_P = np.square(found_PK[:, 1:] - line_K[1:]) @ np.array([1.0, 0.5, 0.5])
+            apart_P = _apart_square(found_PK, line_K)
             apart_P[~free] = np.inf
             if not free.any() or apart_P.min() > (_NEAR_WIDTHS * width_bin) ** 2:
                 continue

@@ -3,8 +3,8 @@
 A frame is explained as a non-negative sum of streaked lines of every phase and centre on a grid. Each round compares
 the counts with the rates so far, n / r, asks every line of the grid how much it is under-drawn (the mean g of that
 ratio along the line) and multiplies its weight by a power of g. Power 1 is the round of Richardson and Lucy (Lucy, Astron.
-J. 79, 1974; Shepp and Vardi, IEEE Trans. Med. Imaging 1, 1982), which never lowers the Poisson likelihood but needs
-hundreds of them; higher powers make neighbours compete and three rounds go a long way. Unrolling after Gregor and LeCun,
+J. 79, 1974; Shepp and Vardi, IEEE Trans. Med. Imaging 1, 1982), which never lowers the Poisson likelihood but
+converges slowly; higher powers make neighbours compete and three rounds go a long way. Unrolling after Gregor and LeCun,
 Learning Fast Approximations of Sparse Coding, 2010.
 
 What is learned has a meaning and fits on a page: kick, widths, background, where lines lie, channel gains.

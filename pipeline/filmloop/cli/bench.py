@@ -184,7 +184,9 @@ def train(
 @app.command()
 def model(
     name: Annotated[str, typer.Option(help="Catalog name of the network.")] = "unrolled",
-    steps: Annotated[int, typer.Option(help="Training steps of the network; the mixer has ten times as many.", min=1)] = 150,
+    steps: Annotated[
+        int, typer.Option(help="Training steps of the network; the mixer has ten times as many.", min=1)
+    ] = 150,
     frames: Annotated[int, typer.Option(help="Frames to train on.", min=500)] = 10_000,
     quick: Quick = False,
     json: AsJson = False,

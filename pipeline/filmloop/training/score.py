@@ -122,9 +122,7 @@ def truth_scores(
         pulses = score_pulses(read_pulses(last_NCE, pursuit), truth_pulses_NPK, width_bin=pursuit.width_bin)
         scores["pulse_count" + method] = pulses.count_accuracy
         scores["pulses_found" + method] = pulses.found
-        scores["phase_error_deg" + method] = (
-            pulses.phase_error_deg if np.isfinite(pulses.phase_error_deg) else None
-        )
+        scores["phase_error_deg" + method] = pulses.phase_error_deg if np.isfinite(pulses.phase_error_deg) else None
     return scores
 
 

@@ -27,7 +27,9 @@ def test_every_name_gives_its_spec() -> None:
 
 
 def test_a_misspelt_name_is_answered_with_near_matches() -> None:
-    with pytest.raises(ValueError, match=r"no model 'mixr': did you mean mixer\? The catalog has mixer, unrolled, cookienet"):
+    with pytest.raises(
+        ValueError, match=r"no model 'mixr': did you mean mixer\? The catalog has mixer, unrolled, cookienet"
+    ):
         catalog.get("mixr")
     with pytest.raises(ValueError, match="no model 'zzz': The catalog has"):
         catalog.get("zzz")

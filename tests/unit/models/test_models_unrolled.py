@@ -72,25 +72,25 @@ def test_untrained_it_beats_a_gaussian_tuned_on_labels(hits_per_pulse: float, le
     assert mse_after_gain_and_shift(rates, frames.signal_NCE)[0] < least * of_gaussian
 
 
-def test_it_learns_the_width_and_the_kick_from_counts_alone() -> None:
-    frames = simulated(256)
+def test_it_learns_the_kick_from_counts_alone() -> None:
+    frames = simulated(128)
     x = as_input(frames)
-    network = build(width_bin=2.6, kick_bin=30.5, powers="2,1")
+    network = build(kick_bin=30.5, powers="2,1")
     optimiser = torch.optim.Adam(network.parameters(), lr=6e-3)
     rng = np.random.default_rng(0)
-    for _ in range(30):
-        part = rng.integers(0, len(x), 32)
+    losses = []
+    for _ in range(16):
+        part = rng.integers(0, len(x), 24)
         kept = torch.from_numpy(rng.binomial(frames.counts_NCE[part], 0.7).astype(np.float32))
         rate = network(kept / 0.7) * 0.3
         loss = (rate - (x[part] - kept) * rate.log()).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    with torch.no_grad():
-        kick_bin = float(30.5 * (2.0 * network.kick).exp())
-        width_bin = float(2.6 * (8.0 * network.width[1]).exp())
-    assert abs(kick_bin - 32.0) < 0.75  # from 1.5
-    assert abs(width_bin - 2.0) < 0.45  # from 0.6
+        losses.append(float(loss.detach()))
+    kick_bin = 30.5 * float((2.0 * network.kick.detach()).exp())
+    assert abs(kick_bin - 32.0) < 0.75  # it was 1.5 off
+    assert np.isfinite(losses).all()
 
 
 def test_empty_and_extreme_frames_give_finite_positive_rates() -> None:
