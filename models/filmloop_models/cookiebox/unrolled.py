@@ -89,7 +89,7 @@ class Unrolled(nn.Module):
                 sharp_NL = plain_NL * _power(g_NL, power - 1)
                 # As many hits as the plain round explains: powers above 1 would not keep their number.
                 hits_N1, sharp_N1 = plain_NL.sum(dim=1, keepdim=True), sharp_NL.sum(dim=1, keepdim=True)
-                plain_NL = sharp_NL * (hits_N1 / (sharp_N1 + _LEAST_WEIGHT))
+                plain_NL = sharp_NL * (hits_N1 / sharp_N1.clamp(min=_LEAST_WEIGHT))
             weight_NL = plain_NL.clamp(min=_LEAST_WEIGHT)
             rate_NX = _ring_product(weight_NL, drawing_LX).clamp(min=0.0) * gain_X + background_N1
         return rate_NX.reshape(counts_NCE.shape)

@@ -110,15 +110,14 @@ def truth_scores(
         pursuit: The estimator of sub-pulses, tuned without labels.
     """
     scores: Scores = {"mse_zero": float(np.mean(np.square(truth_NCE, dtype=np.float64)))}
-    truth_pulses_NPK = None
+    # The labels in counts and where the counts are, as the pursuit has them: a bad network must not displace its judge.
+    _, gain, shift = mse_after_gain_and_shift(pursuit.rate(counts_NCE.astype(np.float32)), truth_NCE)
+    as_counts_NCE = shifted(truth_NCE[-PULSE_FRAMES:], -shift) / np.float32(gain or 1.0)
+    truth_pulses_NPK = read_pulses(as_counts_NCE, pursuit)
     for method, rate_of in rates.items():
         rate_NCE = rate_of(counts_NCE.astype(np.float32))
-        scores["mse" + method], gain, shift = mse_after_gain_and_shift(rate_NCE, truth_NCE)
+        scores["mse" + method] = mse_after_gain_and_shift(rate_NCE, truth_NCE)[0]
         last_NCE = rate_NCE[-PULSE_FRAMES:]
-        if truth_pulses_NPK is None:
-            # The labels in counts and where the counts are, by the first method's gain and shift.
-            as_counts_NCE = shifted(truth_NCE[-PULSE_FRAMES:], -shift) / np.float32(gain or 1.0)
-            truth_pulses_NPK = read_pulses(as_counts_NCE, pursuit)
         pulses = score_pulses(read_pulses(last_NCE, pursuit), truth_pulses_NPK, width_bin=pursuit.width_bin)
         scores["pulse_count" + method] = pulses.count_accuracy
         scores["pulses_found" + method] = pulses.found
