@@ -91,9 +91,10 @@ class Filmloop:
         self.home, self.sets = home, ("launcher.warm=false", *sets)
 
     def argv(self, *words: str) -> list[str]:
-        """The words of the command."""
-        site = ["--site", str(CHECKOUT / "site_configs/local.toml"), *(w for s in self.sets for w in ("--set", s))]
-        return [sys.executable, "-m", "filmloop.cli", *words, *site]
+        """The words of the command; on the local site unless they name another."""
+        site = [] if "--site" in words else ["--site", str(CHECKOUT / "site_configs/local.toml")]
+        sets = [word for each in self.sets for word in ("--set", each)]
+        return [sys.executable, "-m", "filmloop.cli", *words, *site, *sets]
 
     def env(self) -> dict[str, str]:
         """Its environment."""

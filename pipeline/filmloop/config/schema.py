@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
@@ -145,7 +145,14 @@ class LocalLauncher(Section):
     )
 
 
-Launcher = Annotated[LocalLauncher | SlurmLauncher | PbsLauncher, Field(discriminator="kind")]
+def _local_by_default(launcher: Any) -> Any:
+    """A section that names no kind is of the local one, as every key has a default."""
+    return {"kind": "local"} | launcher if isinstance(launcher, dict) else launcher
+
+
+Launcher = Annotated[
+    LocalLauncher | SlurmLauncher | PbsLauncher, Field(discriminator="kind"), BeforeValidator(_local_by_default)
+]
 
 
 class MlflowRegistry(Section):

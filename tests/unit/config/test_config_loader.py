@@ -81,6 +81,12 @@ def test_all_problems_are_told_at_once() -> None:
     assert "gate.seed" in message
 
 
+def test_a_launcher_without_a_kind_is_the_local_one() -> None:
+    launcher = parse_site({"launcher": {"processes": 3}}).launcher
+    assert launcher.kind == "local"
+    assert launcher.processes == 3
+
+
 def test_the_kind_chooses_the_source() -> None:
     assert isinstance(parse_site({"source": {"kind": "simulator"}}).source, SimulatorSource)
     assert isinstance(parse_site({"source": {"kind": "replay", "path": "x.h5"}}).source, ReplaySource)
