@@ -259,12 +259,12 @@ def test_a_worker_that_hangs_means_a_cold_start_and_the_job_runs_once(tmp_path: 
         handle = launcher.submit(job)
         wait_until(lambda: launching.starts(job) or None, deadline_s=250, what="the cold start")
         assert "not ready within 1 s" in Path(handle, "run.log").read_text()
-    # The lock that lay in the deaf worker's queue is let go with it.
-    assert launching.ended(launcher, handle).state == "succeeded"
+        # The deaf worker holds nothing of the job: its end is seen at once.
+        assert launching.ended(launcher, handle).state == "succeeded"
     assert launching.starts(job) == 1
 
 
-def test_a_caller_that_did_not_wait_for_the_worker_and_the_worker_start_one_run(tmp_path: Path, make: Make) -> None:
+def test_a_caller_that_did_not_wait_for_the_worker_is_not_served_by_it_later(tmp_path: Path, make: Make) -> None:
     worker = make(patience_s=0.3)  # loading takes ten times as long
     worker.start()
     site = site_of(tmp_path, worker)
@@ -273,7 +273,9 @@ def test_a_caller_that_did_not_wait_for_the_worker_and_the_worker_start_one_run(
     assert "not ready within 0.3 s" in Path(handle, "run.log").read_text()
     launching.started(job)
     ready(worker)
-    wait_until(lambda: worker.status().get("jobs") == 1 or None, deadline_s=60, what="the worker's look at the job")
+    log = worker.folder / WORKER_LOG
+    wait_until(lambda: "was not served" in log.read_text() or None, deadline_s=60, what="the worker's look at the job")
+    assert worker.status()["jobs"] == 0
     Path(job.output_dir, "go").touch()
     assert launching.ended(launcher, handle).state == "succeeded"
     assert launching.starts(job) == 1

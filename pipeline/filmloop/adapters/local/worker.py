@@ -110,14 +110,10 @@ class Worker:
         line.settimeout(_TALK_S)
         if _uid_of(line) not in (0, os.geteuid()):
             return None
-        request, fds = receive(line, max_fds=1)
-        try:
-            return self._do(line, request, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        request, _ = receive(line)
+        return self._do(line, request)
 
-    def _do(self, line: socket.socket, request: Mapping[str, Any], fds: list[int]) -> bool | None:
+    def _do(self, line: socket.socket, request: Mapping[str, Any]) -> bool | None:
         if request["ask"] == "status":
             send(line, {"pid": os.getpid(), "since_utc": self._began_utc, "jobs": self.jobs, "rss_mb": _rss_mb()})
             return None
@@ -130,8 +126,14 @@ class Worker:
         if self._problem:
             send(line, {"refused": self._problem})
             return None
+        send(line, {"takes": True})
+        _, fds = receive(line, max_fds=1)
+        try:
+            self._fork_supervisor(line, request, fds[0])
+        finally:
+            for fd in fds:
+                os.close(fd)
         self.jobs += 1
-        self._fork_supervisor(line, request, fds[0])
         return _anew(f"it has had {self.jobs} jobs") if self.jobs >= self._max_jobs else None
 
     def _fork_supervisor(self, line: socket.socket, request: Mapping[str, Any], lock: int) -> None:
@@ -140,8 +142,11 @@ class Worker:
         if between:
             os.waitpid(between, 0)
             return
-        if os.fork():
-            os._exit(0)
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            os._exit(1)  # never back into `serve`: there would be two workers
         run_child(lambda: self._supervisor(line, request, lock))
 
     def _supervisor(self, line: socket.socket, request: Mapping[str, Any], lock: int) -> None:
