@@ -144,7 +144,7 @@ def test_the_units_pass_systemd_analyze(tmp_path: Path) -> None:
         text = unit.read_text(encoding="utf-8").replace("/opt/filmloop/.venv/bin/filmloop", str(binary))
         units.append(tmp_path / unit.name)
         units[-1].write_text(text, encoding="utf-8")
-    assert len(units) == 5
+    assert len(units) == 6
     done = subprocess.run(
         [tool, "verify", *map(str, units)], capture_output=True, text=True, timeout=60, check=False,
         env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},
