@@ -106,6 +106,14 @@ def test_a_deadline_is_a_failure_whatever_the_trainer_said_at_its_end(site: Laun
     assert "deadline" in status.detail
 
 
+def test_a_bundle_that_was_published_in_the_last_moment_before_the_deadline_counts(site: LauncherSite) -> None:
+    launcher = shell("""trap 'mkdir -p "$(dirname "$0")/bundle"; echo "{}" > "$(dirname "$0")/bundle/result.json"; exit 143' TERM
+                     while :; do sleep 0.05; done""")
+    status = ended(launcher, launcher.submit(site.job("any", deadline_s=0.5)))
+    assert (status.state, status.exit_code) == ("succeeded", 0)
+    assert [file.path for file in status.bundle_files] == ["result.json"]
+
+
 def test_a_damaged_error_document_is_replaced_by_the_log(site: LauncherSite) -> None:
     launcher = shell("""echo '{"exit' > "$(dirname "$0")/error.json"; echo the end; exit 9""")
     status = ended(launcher, launcher.submit(site.job("any")))

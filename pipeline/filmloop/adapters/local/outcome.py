@@ -16,13 +16,18 @@ _STARTERS = ("srun: ", "slurmstepd: ")
 
 
 def status_of(ended: Exit, folder: Path) -> LaunchStatus:
-    """What an orderly end means. Success takes exit code 0 and a finished bundle: a failed run must never ship."""
+    """What an orderly end means. Success takes exit code 0 and a finished bundle: a failed run must never ship.
+
+    A deadline that comes while torchrun takes its ranks down, or in the time it gives them, finds a bundle that is as good:
+    it is published in one step, when nothing is left to do.
+    """
     error = trainer_error(folder)
     # The rank that ended first may only have lost the one that failed: the error document knows better.
     said = error.get("exit_code")
     code = said if ended.exit_code and isinstance(said, int) else ended.exit_code
     tail, progress = log_tail(folder), last_metrics(folder)
-    if ended.reason in ("ended", "terminated") and code == 0 and (folder / BUNDLE_RESULT).is_file():
+    well = code == 0 if ended.reason in ("ended", "terminated") else ended.reason == "deadline"
+    if well and (folder / BUNDLE_RESULT).is_file():
         return LaunchStatus(
             state="succeeded", exit_code=0, log_tail=tail, progress=progress, bundle_files=bundle_files(folder)
         )
