@@ -51,6 +51,7 @@ class Document(BaseModel):
 
         Raises:
             DataError: absent, not JSON, or not such a document.
+            TransientError: the disk refuses.
         """
         value = read_json(path)
         try:

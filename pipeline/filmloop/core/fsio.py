@@ -149,12 +149,13 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: absent, unreadable or not JSON.
+        DataError: absent, or not JSON in UTF-8.
+        TransientError: the disk refuses.
     """
     with disk_errors(path):
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     try:
-        return json.loads(text)
+        return json.loads(data.decode())
     except ValueError as exc:
         raise DataError(f"{path} is not valid JSON: {exc}", ids={"path": str(path)}) from exc
 

@@ -1,6 +1,7 @@
 """Drift without labels: what the beam and the detector looked like when a version went live, and whether they still do.
 
 moments   what is kept of one sampled frame
+beam      frames gathered to windows, without those of a lost beam
 window    sums over some hundred frames, from which every statistic and its uncertainty follow
 reference the first windows of a version: what is normal for it
 detect    a sequential test of every new window against the reference, at a stated rate of false alarms

@@ -33,6 +33,8 @@ Kind = Literal[
     "pulses",
     "width",
     "unknown",
+    "unsteady",
+    "beam_off",
 ]
 
 _SURE = 4.0
@@ -49,11 +51,24 @@ class Finding(Document):
     kind: Kind
     channels: tuple[int, ...] = ()
     value: float
-    """A factor, or a shift in bins; of several channels the one that changed most; of `unknown` the rise of the NLL."""
+    """A factor, or a shift in bins; of several channels the one that changed most; of `unknown` the rise of the NLL, of `unsteady`
+    the references thrown away, of `beam_off` the counts a frame."""
     low: float
     high: float
     """95 % interval."""
     text: str
+
+
+def unsteady(discarded: int) -> Finding:
+    """There is no reference to test against: so many in a row had halves that differ."""
+    text = f"the beam drifts faster than a reference can be taken: {discarded} in a row were thrown away"
+    return Finding(kind="unsteady", value=discarded, low=discarded, high=discarded, text=text)
+
+
+def beam_off(hits: float, least: float) -> Finding:
+    """There is no light to test: `hits` counts a frame, where a beam makes at least `least`."""
+    text = f"beam off: {hits:.2f} counts a frame, less than {least:.2f}"
+    return Finding(kind="beam_off", value=hits, low=0.0, high=least, text=text)
 
 
 class Channels:

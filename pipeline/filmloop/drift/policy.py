@@ -23,6 +23,8 @@ def why_not(section: DriftSection, report: DriftReport | None, *, trained_s_ago:
     if section.policy == "on_drift_or_after" and trained_s_ago >= section.after_s:
         return ""
     after = f", and the last training was {trained_s_ago / 60:,.0f} min ago" if section.policy != "on_drift" else ""
+    if report.beam_off:
+        return f"Drift of {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
     if report.alarm:
         return f"Drift {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
     if report.reference_frames < report.reference_wanted:

@@ -37,7 +37,7 @@ class DriftReport(Document):
     alarm: bool = False
     alarm_since_utc: str = ""
     needs_training: bool = False
-    """Whether there is a drift that a correction of the gain does not undo."""
+    """Whether there is a drift that a correction of the gain does not undo. Not while the beam is off."""
     findings: tuple[Finding, ...] = ()
     z: dict[str, float] = Field(default_factory=dict)
     """Of the newest windows: the largest |z| of each group of statistics, with its sign."""
@@ -46,17 +46,25 @@ class DriftReport(Document):
     gain: Gain | None = None
     """The correction that is active."""
 
+    @property
+    def beam_off(self) -> bool:
+        """Whether there is no light to test; all else is then as it was before."""
+        return any(finding.kind == "beam_off" for finding in self.findings)
+
     def in_words(self) -> str:
         """One line."""
+        found = ", ".join(finding.text for finding in self.findings)
+        if self.beam_off:
+            return f"version {self.version} cannot be tested: {found}"
+        if self.alarm:
+            todo = "" if self.needs_training else "; corrected at the input, no training needed"
+            return f"since {self.alarm_since_utc}: {found}{todo}"
         if self.reference_frames < self.reference_wanted:
             return (
                 f"version {self.version}: what is normal is still being measured, "
                 f"{self.reference_frames:,} of {self.reference_wanted:,} sampled frames"
             )
-        if not self.alarm:
-            return f"none since version {self.version} went live: {self.windows:,} windows tested"
-        todo = "" if self.needs_training else "; corrected at the input, no training needed"
-        return f"since {self.alarm_since_utc}: {', '.join(finding.text for finding in self.findings)}{todo}"
+        return f"none since version {self.version} went live: {self.windows:,} windows tested"
 
 
 class DriftMemory(Document):
@@ -67,6 +75,8 @@ class DriftMemory(Document):
     bundle_digest: str
     windows: tuple[Window, ...]
     """The reference, so far as it was taken."""
+    discarded: int = 0
+    """References in a row whose halves differed, before this one."""
     alarm_since_utc: str = ""
     findings: tuple[Finding, ...] = ()
     gain: Gain | None = None

@@ -14,16 +14,17 @@ import numpy.typing as npt
 
 from filmloop.config.schema import DriftSection
 from filmloop.core.clock import utc_now
-from filmloop.core.errors import DataError, FilmloopError
+from filmloop.core.errors import FilmloopError
 from filmloop.core.fsio import disk_errors
 from filmloop.core.log import Limited
+from filmloop.drift.beam import Sieve, least_hits
 from filmloop.drift.detect import Detector, deviations, threshold
-from filmloop.drift.explain import Channels, Finding, explain
+from filmloop.drift.explain import Channels, Finding, beam_off, explain, unsteady
 from filmloop.drift.gain import Gain, gain_for
-from filmloop.drift.moments import FrameMoments, joined, moments_of
+from filmloop.drift.moments import moments_of
 from filmloop.drift.reference import Reference
 from filmloop.drift.report import DriftMemory, DriftReport
-from filmloop.drift.window import Window, merged, window_of
+from filmloop.drift.window import Window, merged
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ _KEEP_MEMORIES = 50
 _REFINED = 0.1
 """Gains that change by less, relative, are the same correction, better known."""
 _CORRECTED = {"gain", "dead", "polarisation"}
+_UNSTEADY = 2
+"""References thrown away in a row that make it a drift in itself."""
 
 
 class DriftMonitor:
@@ -38,7 +41,7 @@ class DriftMonitor:
 
     Args:
         section: Rates, tolerances, whether to correct gains.
-        folder: Where the memory of each version lies; touched by a thread of its own.
+        folder: Where the memory of each version lies; written by a thread of its own, read at a switch.
 
     Attributes:
         gain: The correction that the frames should have now; None for none.
@@ -51,16 +54,25 @@ class DriftMonitor:
 
     def _forget(self) -> None:
         self.gain: Gain | None = None
-        self._parts: list[FrameMoments] = []
-        self._nll: list[npt.NDArray[np.float64]] = []
+        self._sieve = Sieve(self._section)
         self._windows: list[Window] = []
+        self._discarded = 0
         self._detector: Detector | None = None
         self._findings: tuple[Finding, ...] = ()
         self._alarm_since_utc, self._tested = "", 0
         self._newest: Window | None = None
+        self._least = 0.0
 
     def switch(self, version: str, digest: str) -> None:
-        """From here on frames are scored by this version: what is known of it is taken up again."""
+        """From here on frames are scored by this version: what is normal for it is taken up again.
+
+        An alarm and a correction are taken up by the first version of a process alone, which was live when the former
+        process ended. Of one that comes back later they would be as old as its leaving.
+        """
+        first = not self._version
+        if self._alarm_since_utc:
+            self._alarm_since_utc, self._findings, self.gain, self._discarded = "", (), None, 0
+            self._remember()
         self._forget()
         self._version, self._digest = version, digest
         memory = self._keeper.read(version, digest)
@@ -68,21 +80,34 @@ class DriftMonitor:
             return
         self._windows = list(memory.windows)
         self._begin_if_complete()
-        if self._detector is not None and memory.alarm_since_utc:
+        if not first:
+            if memory.alarm_since_utc:
+                self._remember()
+            return
+        if self._detector is None:
+            self._discarded = max(self._discarded, memory.discarded)
+            if self._discarded >= _UNSTEADY:
+                self._alarm_since_utc = memory.alarm_since_utc or utc_now()
+                self._findings = (unsteady(self._discarded),)
+        elif memory.alarm_since_utc and not memory.discarded:
             self._detector.resume()
             self._alarm_since_utc, self._findings = memory.alarm_since_utc, memory.findings
             self.gain = memory.gain if self._section.correct_gain else None
 
     def observe(self, counts_NCE: npt.NDArray[np.uint8], nll_N: npt.NDArray[np.float64]) -> None:
-        """Take scored frames; tests a window when one is full. Some 30 us a frame."""
+        """Take scored frames; tests a window when one is full. Without a beam nothing is. Some 30 us a frame."""
         if not self._version or not len(counts_NCE):
             return
-        self._parts.append(moments_of(counts_NCE))
-        self._nll.append(np.asarray(nll_N, np.float64))
-        if sum(map(len, self._nll)) < self._section.window_frames:
+        off, reference = self._sieve.off, None if self._detector is None else self._detector.reference
+        self._least = least_hits(reference, counts_NCE.shape[1])
+        window = self._sieve.take(moments_of(counts_NCE), np.asarray(nll_N, np.float64), self._least)
+        if self._sieve.off != off:
+            if self._sieve.off:
+                _log.warning("%s; drift is not looked for meanwhile", beam_off(self._sieve.hits, self._least).text)
+            else:
+                _log.info("the beam is back")
+        if window is None:
             return
-        window = window_of(joined(self._parts), np.concatenate(self._nll))
-        self._parts, self._nll = [], []
         if self._detector is None:
             self._learn(window)
         else:
@@ -93,10 +118,19 @@ class DriftMonitor:
         if not self._version:
             return None
         wanted = self._section.reference_windows * self._section.window_frames
-        detector = self._detector
+        detector, off = self._detector, self._sieve.off
+        findings = (beam_off(self._sieve.hits, self._least), *self._findings) if off else self._findings
         if detector is None:
-            frames = sum(window.frames for window in self._windows) + sum(map(len, self._nll))
-            return DriftReport(version=self._version, reference_frames=min(frames, wanted - 1), reference_wanted=wanted)
+            frames = sum(window.frames for window in self._windows) + self._sieve.frames
+            return DriftReport(
+                version=self._version,
+                reference_frames=min(frames, wanted - 1),
+                reference_wanted=wanted,
+                alarm=self._discarded >= _UNSTEADY,
+                alarm_since_utc=self._alarm_since_utc,
+                needs_training=self._discarded >= _UNSTEADY and not off,
+                findings=findings,
+            )
         normal, newest = detector.reference.window, self._newest
         low, high = detector.reference.nll_interval()
         excess, excess_sd = (None, None) if newest is None else detector.reference.nll_excess(newest)
@@ -115,8 +149,8 @@ class DriftMonitor:
             nll_excess_sd=excess_sd,
             alarm=detector.alarm,
             alarm_since_utc=self._alarm_since_utc,
-            needs_training=detector.alarm and self._needs_training(detector),
-            findings=self._findings,
+            needs_training=detector.alarm and not off and self._needs_training(detector),
+            findings=findings,
             z=_by_group(detector),
             threshold=detector.limit,
             gain=self.gain,
@@ -132,15 +166,25 @@ class DriftMonitor:
         self._remember()
 
     def _begin_if_complete(self) -> None:
-        """Enough windows are a reference, if both halves look alike; else something drifted meanwhile: the later half."""
+        """Enough windows are a reference, if both halves look alike; else something drifted meanwhile: the later half.
+
+        A beam that never stands still for so long is a drift as well, though nothing can be tested.
+        """
         if len(self._windows) < self._section.reference_windows:
             return
         half = len(self._windows) // 2
         first, second = Reference(self._windows[:half]), merged(self._windows[half:])
         if (np.abs(deviations(second, first, self._section)) > threshold(self._section, second.channels)).any():
             _log.warning("the beam drifted while the reference of version %s was taken: taking it anew", self._version)
-            self._windows = self._windows[half:]
+            self._windows, self._discarded = self._windows[half:], self._discarded + 1
+            if self._discarded >= _UNSTEADY:
+                self._alarm_since_utc = self._alarm_since_utc or utc_now()
+                self._findings = (unsteady(self._discarded),)
+                _log.warning("drift: %s", self._findings[0].text)
             return
+        if self._discarded >= _UNSTEADY:
+            _log.info("drift: none any more, there is a reference")
+        self._alarm_since_utc, self._findings, self._discarded = "", (), 0
         self._detector = Detector(self._section, Reference(self._windows))
 
     def _test(self, detector: Detector, window: Window) -> None:
@@ -186,6 +230,7 @@ class DriftMonitor:
                 version=self._version,
                 bundle_digest=self._digest,
                 windows=tuple(self._windows),
+                discarded=self._discarded,
                 alarm_since_utc=self._alarm_since_utc,
                 findings=self._findings,
                 gain=self.gain,
@@ -194,7 +239,11 @@ class DriftMonitor:
 
 
 class Keeper:
-    """Writes memories in a thread of its own: a disk that hangs must not keep the frames waiting."""
+    """Writes memories in a thread of its own: a disk that hangs then must not keep the frames waiting.
+
+    A memory is read by the thread of the frames, a few dozen kB once at every change of the version; a disk that hangs
+    just then does keep them waiting, in the ring.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._next = folder, threading.Condition()
@@ -204,14 +253,16 @@ class Keeper:
         self._trouble = Limited(_log)
 
     def read(self, version: str, digest: str) -> DriftMemory | None:
-        """The memory of a version; None if there is none that fits."""
+        """The memory of a version; None if there is none that fits, or it cannot be read, which is logged."""
         path = self._path(version, digest)
         with self._next:
             if path in self._waiting:
                 return self._waiting[path]
         try:
             memory = DriftMemory.read(path)
-        except DataError:
+        except FilmloopError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                _log.warning("what is normal for version %s is measured anew: %s %s", version, exc.message, exc.hint)
             return None
         return memory if (memory.version, memory.bundle_digest) == (version, digest) else None
 

@@ -101,7 +101,7 @@ def _drift(report: DriftReport, who: dict[str, str]) -> Iterator[str]:
         excess = [(who, report.nll_excess)]
         yield from _metric("drift_nll_excess", "gauge", "NLL above the version's own, nats a frame", excess)
     found = [({**who, "kind": finding.kind}, finding.value) for finding in _largest(report.findings)]
-    yield from _metric("drift_finding", "gauge", "What drifted: a factor, or a shift in bins", found)
+    yield from _metric("drift_finding", "gauge", "What drifted: a factor, a shift in bins, or as documented", found)
     if gain := report.gain:
         gains = [({**who, "channel": str(c)}, 0.0 if c in gain.dead else g) for c, g in enumerate(gain.gain_C)]
         yield from _metric("input_gain", "gauge", "Gain that is corrected before the network, 0 for masked", gains)

@@ -171,6 +171,13 @@ def test_reading_what_is_no_json_is_a_data_error_with_the_path(tmp_path: Path, t
         fsio.read_json(tmp_path / "absent.json")
 
 
+def test_reading_bytes_that_are_no_text_is_a_data_error_with_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(DataError, match=re.escape(f"{path} is not valid JSON")):
+        fsio.read_json(path)
+
+
 def test_publishing_a_folder_replaces_what_was_there(tmp_path: Path) -> None:
     for turn in ("one", "two"):
         part = tmp_path / "shard.part"

@@ -143,7 +143,130 @@ def test_a_version_that_comes_back_is_judged_by_its_own_reference(learned):
     show(learned, weak(frames(2304, 512)))
     assert not learned.report().alarm, "what version 4 went live with is normal for it"
     learned.switch("3", "a" * 64)
+    assert learned.report().nll_reference is not None
+    show(learned, weak(frames(2816, 512)))
     assert learned.gain is not None
+
+
+def test_a_version_that_comes_back_to_a_healthy_detector_has_no_alarm_of_before(learned, tmp_path):
+    show(learned, weak(frames(1024, 256)))
+    assert learned.report().alarm
+    learned.switch("4", "b" * 64)
+    learned.switch("3", "a" * 64)
+    learned.finish()
+    again = DriftMonitor(SECTION, tmp_path / "drift")
+    again.switch("3", "a" * 64)
+    for monitor in (learned, again):
+        report = monitor.report()
+        assert report.nll_reference is not None
+        assert (report.alarm, report.alarm_since_utc, report.findings, monitor.gain) == (False, "", (), None)
+
+
+def test_an_alarm_that_was_not_taken_up_is_not_kept_for_the_next_process_either(learned, tmp_path):
+    """The former process ended before it had written that the version was replaced."""
+    show(learned, weak(frames(1024, 256)))
+    learned.finish()
+    for versions in (("4", "3"), ("3",)):
+        monitor = DriftMonitor(SECTION, tmp_path / "drift")
+        for version in versions:
+            monitor.switch(version, {"3": "a", "4": "b"}[version] * 64)
+        monitor.finish()
+        assert monitor.report().nll_reference is not None
+        assert not monitor.report().alarm
+        assert monitor.gain is None
+
+
+WANDERING = [62.0, 70.0, 78.0, 62.0]
+"""Photon energies of consecutive halves of a reference."""
+
+
+def wander(monitor, energies=WANDERING):
+    for number, bin_ in enumerate(energies):
+        show(monitor, frames(512 * number, 512, photon_energy_bin=bin_))
+
+
+def test_a_beam_that_drifts_faster_than_a_reference_is_taken_needs_training(tmp_path, caplog):
+    monitor = DriftMonitor(SECTION, tmp_path)
+    monitor.switch("3", "d")
+    wander(monitor, WANDERING[:2])
+    assert not monitor.report().alarm, "one may be a single step"
+    wander(monitor, WANDERING[2:])
+    report = monitor.report()
+    assert report.reference_frames < report.reference_wanted
+    assert report.alarm
+    assert report.needs_training
+    assert report.alarm_since_utc
+    assert [(finding.kind, finding.value) for finding in report.findings] == [("unsteady", 3)]
+    assert "drifts faster than a reference can be taken" in report.in_words()
+    assert "drifts faster" in caplog.text
+    monitor.finish()
+    again = DriftMonitor(SECTION, tmp_path)
+    again.switch("3", "d")
+    assert again.report() == report
+    for each in (monitor, again):
+        show(each, frames(4096, 512, photon_energy_bin=62.0))
+        report = each.report()
+        assert report.nll_reference is not None
+        assert (report.alarm, report.alarm_since_utc, report.needs_training, report.findings) == (False, "", False, ())
+
+
+@pytest.mark.parametrize("spoil", ["loop", "bytes", "text"])
+def test_a_memory_that_cannot_be_read_is_told_and_measured_anew(learned, tmp_path, caplog, spoil):
+    learned.finish()
+    (path,) = (tmp_path / "drift").glob("*.json")
+    if spoil == "loop":
+        path.unlink()
+        path.symlink_to(path.name)
+    else:
+        path.write_bytes({"bytes": b'"\xff\xfe"', "text": b"{"}[spoil])
+    monitor = DriftMonitor(SECTION, tmp_path / "drift")
+    monitor.switch("3", "a" * 64)
+    assert monitor.report().reference_frames == 0
+    assert caplog.text.count("is measured anew") == 1
+    monitor.switch("9", "c" * 64)
+    assert caplog.text.count("is measured anew") == 1, "a version without a memory is nothing to tell"
+
+
+def test_a_lost_beam_is_no_drift_and_changes_no_correction(learned, caplog):
+    show(learned, weak(frames(1024, 512)))
+    gain, before = learned.gain, learned.report()
+    assert not before.beam_off
+    # It goes in the middle of a block, and dark counts go on.
+    show(learned, weak(np.concatenate([frames(1536, 48), frames(1584, 976, intensity=0.0)])))
+    report = learned.report()
+    assert [finding.kind for finding in report.findings] == ["beam_off", "gain"]
+    assert report.windows == before.windows
+    assert not report.needs_training
+    assert "beam off" in report.in_words()
+    assert learned.gain == gain
+    show(learned, weak(np.concatenate([frames(2560, 16, intensity=0.0), frames(2576, 1008)])))
+    report = learned.report()
+    assert [finding.kind for finding in report.findings] == ["gain"]
+    assert (report.alarm, report.alarm_since_utc, report.needs_training) == (True, before.alarm_since_utc, False)
+    assert report.windows > before.windows
+    assert [record.levelname for record in caplog.records if "beam" in record.message] == ["WARNING"]
+
+
+def test_a_drift_that_needs_training_waits_for_the_beam(learned):
+    show(learned, frames(1024, 512, kick_bin=42.0))
+    assert learned.report().needs_training
+    show(learned, frames(1536, 512, intensity=0.0))
+    assert not learned.report().needs_training
+    show(learned, frames(2048, 64, kick_bin=42.0))
+    assert learned.report().needs_training
+
+
+def test_dark_frames_are_not_learned_as_normal(tmp_path):
+    monitor = DriftMonitor(SECTION, tmp_path)
+    monitor.switch("3", "d")
+    show(monitor, frames(0, 2048, intensity=0.0))
+    report = monitor.report()
+    assert (report.reference_frames, report.alarm, report.needs_training) == (0, False, False)
+    assert [finding.kind for finding in report.findings] == ["beam_off"]
+    show(monitor, frames(2048, 1088))
+    report = monitor.report()
+    assert report.nll_reference is not None
+    assert report.findings == ()
 
 
 def test_a_disk_that_refuses_costs_the_memory_and_nothing_else(tmp_path, caplog):

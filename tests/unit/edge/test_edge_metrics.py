@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from filmloop.config.paths import Home
-from filmloop.drift.explain import Finding
+from filmloop.drift.explain import Finding, beam_off, unsteady
 from filmloop.drift.gain import Gain
 from filmloop.drift.report import DriftReport
 from filmloop.edge.metrics import metrics_text, write_metrics
@@ -216,3 +216,14 @@ def test_drift_is_told_by_statistic_by_kind_and_by_channel():
     }  # fmt: skip
     for name in ("alarm", "needs_training"):
         assert next(value for (metric, _), value in samples.items() if metric == f"filmloop_drift_{name}") == 1.0
+
+
+def test_a_lost_beam_and_a_restless_one_are_told_as_findings_are():
+    drift = DriftReport(
+        version="3", reference_frames=9, reference_wanted=4096, findings=(beam_off(0.25, 1.6), unsteady(2))
+    )
+    samples, _ = parsed(metrics_text(status(drift=drift)))
+    told = {
+        dict(labels)["kind"]: value for (metric, labels), value in samples.items() if metric == "filmloop_drift_finding"
+    }
+    assert told == {"beam_off": 0.25, "unsteady": 2.0}
