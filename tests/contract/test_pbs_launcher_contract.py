@@ -22,6 +22,6 @@ class TestPbsLauncher(LauncherContract):
 
         def make() -> PbsLauncher:
             command = (sys.executable, "-m", "filmloop.testing.standin_trainer")
-            return PbsLauncher(section=LauncherSection(poll_s=0.1), command=command, grace_s=0.5)
+            return PbsLauncher(section=LauncherSection(poll_s=0.1, settle_s=0.3), command=command, grace_s=0.5)
 
         return LauncherSite(runs=tmp_path / "runs", make=make)

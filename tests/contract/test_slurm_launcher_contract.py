@@ -16,6 +16,6 @@ class TestSlurmLauncher(LauncherContract):
     def site(self, tmp_path: Path, slurm: SlurmRig) -> LauncherSite:
         def make() -> SlurmLauncher:
             command = (sys.executable, "-m", "filmloop.testing.standin_trainer")
-            return SlurmLauncher(section=LauncherSection(poll_s=0.1), command=command, grace_s=0.5)
+            return SlurmLauncher(section=LauncherSection(poll_s=0.1, settle_s=0.3), command=command, grace_s=0.5)
 
         return LauncherSite(runs=tmp_path / "runs", make=make)

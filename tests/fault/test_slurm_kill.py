@@ -42,7 +42,7 @@ def submitted(folder: Path, shard: ShardRef, **section: object) -> tuple[TrainJo
     """A job that runs on two nodes and has a checkpoint."""
     hyper = {"max_steps": STEPS, "checkpoint_every_s": 0.2, "patience_evaluations": 1000, "max_epochs": 1000}
     job = small_job(folder, shard, hyper=hyper, deadline_s=800.0)
-    launcher = SlurmLauncher(section=Section(nodes=2, env=ON_ONE_MACHINE, poll_s=0.2, **section))  # type: ignore[arg-type]
+    launcher = SlurmLauncher(section=Section(nodes=2, env=ON_ONE_MACHINE, poll_s=0.2, settle_s=1.0, **section))  # type: ignore[arg-type]
     handle = launcher.submit(job)
 
     def has_checkpoint() -> bool | None:
@@ -161,7 +161,7 @@ def test_training_goes_on_from_its_checkpoint_after(
 
 def stand_in(**section: object) -> SlurmLauncher:
     command = (sys.executable, "-m", "filmloop.testing.standin_trainer")
-    return SlurmLauncher(section=Section(poll_s=0.1, **section), command=command, grace_s=0.5)  # type: ignore[arg-type]
+    return SlurmLauncher(section=Section(poll_s=0.1, settle_s=0.3, **section), command=command, grace_s=0.5)  # type: ignore[arg-type]
 
 
 def test_a_job_is_told_to_save_before_its_time_limit_and_goes_on(tmp_path: Path, slurm: SlurmRig) -> None:

@@ -36,7 +36,13 @@ class BatchLauncher(Section):
     save_before_s: float = Field(
         60.0, ge=1, description="so long before the time limit the trainer is told to write its checkpoint and end"
     )
-    queue_wait_s: float = Field(3600.0, gt=0, description="a job that waits longer in the queue is withdrawn")
+    queue_wait_s: float = Field(
+        3600.0, gt=0, description="a job that waits longer in the queue is withdrawn; a batch system "
+        "that does not answer then is waited for no more: the cycle stays open for the next call"
+    )  # fmt: skip
+    settle_s: float = Field(
+        60.0, ge=0, description="so long after its end in the queue a job's files may take to show: NFS's `acdirmax`"
+    )
     poll_s: float = Field(5.0, gt=0, description="the batch system is asked at most so often where a job stands")
     command_timeout_s: float = Field(60.0, gt=0, description="longest that one of its commands may take")
     needs: tuple[str, ...] = Field(

@@ -55,6 +55,7 @@ class Launcher(Protocol):
 
         Raises:
             DataError: no such handle.
+            TransientError: the service is away for longer than the job may wait, or the disk refuses.
         """
 
     def cancel(self, handle: str) -> None:

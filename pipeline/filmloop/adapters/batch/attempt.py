@@ -7,6 +7,7 @@
     started.json  the latest start of an attempt; a requeued job starts again with the same attempt
     cancel        somebody wants the job to end, and why
     exit.json     how the latest start ended
+    over.json     since when the queue calls the job ended
     run.log       output of the batch script and of every process below it
     batch.out     what the batch system itself has to say
 
@@ -23,6 +24,7 @@ from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, read_json
 
 BATCH, SCRIPT, SUBMITTING, STARTED, BATCH_OUT = "batch.json", "batch.sh", "submitting", "started.json", "batch.out"
+OVER = "over.json"
 
 HOST, PORT, RUN = "{host}", "{port}", "{run}"
 """Stand in `Attempt.command` for what is known on the first node only: its name, a free port, an id of this start."""
@@ -104,6 +106,21 @@ class Started(_Record):
     started_utc: str
 
     _file = STARTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Over(_Record):
+    """That the queue calls a job ended, or has forgotten it.
+
+    Attributes:
+        batch_id: The batch system's id.
+        seen_utc: When that was seen first.
+    """
+
+    batch_id: str
+    seen_utc: str
+
+    _file = OVER
 
 
 def _names(cls: type[Any]) -> list[str]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from filmloop.core.errors import ConfigError, TransientError
 
 
 def call(
-    command: Sequence[str], *, timeout_s: float, pass_fds: tuple[int, ...] = ()
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    pass_fds: tuple[int, ...] = (),
+    environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever its exit code.
+    """Run a command to its end, whatever its exit code; `environ` goes on top of this process's environment.
 
     Raises:
         ConfigError: it is not installed here.
@@ -32,6 +37,7 @@ def call(
             errors="replace",
             timeout=timeout_s,
             pass_fds=pass_fds,
+            env={**os.environ, **(environ or {})},
             check=False,
         )
     except subprocess.TimeoutExpired as exc:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from filmloop.adapters.batch.attempt import (
     BATCH_OUT,
     HOST,
+    OVER,
     PORT,
     RUN,
     SCRIPT,
@@ -22,6 +24,7 @@ from filmloop.adapters.batch.attempt import (
 )
 from filmloop.adapters.batch.dialect import Dialect, Look
 from filmloop.adapters.batch.script import render, time_limit_s
+from filmloop.adapters.batch.settling import has_settled, has_spoken, is_back, look_again
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.runfolder import CANCEL, ERROR, EXIT, JOB, last_metrics, log_tail
@@ -82,12 +85,22 @@ class BatchLauncher:
         return str(folder)
 
     def poll(self, handle: str) -> LaunchStatus:
-        """See `Launcher.poll`. A batch system that does not answer is no verdict: the job stands where it stood."""
+        """See `Launcher.poll`. A batch system that does not answer is no verdict: the job stands where it stood.
+
+        Raises:
+            DataError: no such handle.
+            TransientError: the batch system is away for longer than the job may wait, or the disk refuses.
+        """
         folder = self._known(handle)
         if (status := success(folder)) is not None:
             return status
         attempt = Attempt.read(folder)
         if is_held(folder / SUBMITTING) and (attempt is None or not attempt.batch_id):
+            if attempt is not None and self._is_overdue(attempt):
+                raise TransientError(
+                    f"{self.dialect.name} has not answered the submission of {attempt.submitted_utc}.",
+                    hint=f"See what holds {folder / SUBMITTING}; the next call goes on with the same job.",
+                )
             return LaunchStatus(state="pending", detail="It is being submitted.")
         return self._stands(folder, attempt)
 
@@ -112,40 +125,43 @@ class BatchLauncher:
     def _stands(self, folder: Path, attempt: Attempt | None) -> LaunchStatus:
         if attempt is None:
             return cancelled(folder) or LaunchStatus(state="lost", detail="It was never submitted.")
-        started = Started.read(folder)
-        runs = started is not None and started.token == attempt.token
+        runs = _runs(folder, attempt)
         try:
             batch_id = self._batch_id(folder, attempt)
             look = self._look(batch_id) if batch_id else Look(phase="gone")
         except TransientError as exc:
-            return LaunchStatus(
-                state="running" if runs else "pending",
-                detail=exc.message,
-                log_tail=log_tail(folder),
-                progress=last_metrics(folder),
-            )
+            if not runs and self._is_overdue(attempt):
+                raise
+            return _under_way(folder, "running" if runs else "pending", exc.message)
         where = f"{self.dialect.name} job {batch_id}"
+        if look.phase in ("waiting", "running"):
+            is_back(folder)
         if look.phase == "waiting":
-            return self._waits(folder, attempt, started if runs else None, f"{where} waits: {look.word} {look.reason}")
+            return self._waits(folder, attempt, f"{where} waits: {look.word} {look.reason}")
         if look.phase == "running":
-            return LaunchStatus(
-                state="running",
-                detail=f"{where}: {look.word}",
-                log_tail=log_tail(folder),
-                progress=last_metrics(folder),
-            )
-        return verdict(folder, look, where=where, began=runs, said=_last_line(folder / BATCH_OUT))
-
-    def _waits(self, folder: Path, attempt: Attempt, started: Started | None, detail: str) -> LaunchStatus:
-        since = max(attempt.submitted_utc, started.started_utc if started else "")
-        if time.time() - epoch_s(since) > self.section.queue_wait_s and not (folder / CANCEL).exists():
-            with suppress(TransientError):
-                self._withdraw(
-                    folder, f"It waited {self.section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
-                )
-        return LaunchStatus(
-            state="pending", detail=detail.strip(), log_tail=log_tail(folder), progress=last_metrics(folder)
+            return _under_way(folder, "running", f"{where}: {look.word}")
+        if batch_id and not has_spoken(folder):
+            look_again(folder)
+            if not has_spoken(folder) and not self._is_settled(folder, batch_id):
+                return _under_way(folder, "running", f"{where} has ended, its files do not say how yet. {look.word}")
+        return success(folder) or verdict(
+            folder, look, where=where, began=_runs(folder, attempt), said=_last_line(folder / BATCH_OUT)
         )
+
+    def _is_settled(self, folder: Path, batch_id: str) -> bool:
+        return (folder / CANCEL).exists() or has_settled(folder, batch_id, self.section.settle_s)
+
+    def _is_overdue(self, attempt: Attempt) -> bool:
+        return time.time() - epoch_s(attempt.submitted_utc) > self.section.queue_wait_s
+
+    def _waits(self, folder: Path, attempt: Attempt, detail: str) -> LaunchStatus:
+        started = Started.read(folder) if _runs(folder, attempt) else None
+        since = max(attempt.submitted_utc, started.started_utc if started else "")
+        if time.time() - epoch_s(since) > self.section.queue_wait_s:
+            self._withdraw(
+                folder, f"It waited {self.section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
+            )
+        return _under_way(folder, "pending", detail)
 
     def _withdraw(self, folder: Path, why: str) -> None:
         """Write down that the job is to end, then end it."""
@@ -200,7 +216,7 @@ class BatchLauncher:
         )
         script = render(self.dialect, self.section, folder=folder, name=attempt.name, token=token, limit_s=limit_s)
         atomic_write_bytes(folder / SCRIPT, script.encode())
-        for stale in (EXIT, ERROR):
+        for stale in (EXIT, ERROR, OVER):
             (folder / stale).unlink(missing_ok=True)
         attempt.write(folder)
         batch_id = self.dialect.submit(folder / SCRIPT, lock=lock)
@@ -239,6 +255,16 @@ class BatchLauncher:
             look = self.dialect.look(batch_id)
             self._seen[batch_id] = (time.monotonic(), look)
         return look
+
+
+def _runs(folder: Path, attempt: Attempt) -> bool:
+    """Whether a supervisor of this attempt has ever started."""
+    started = Started.read(folder)
+    return started is not None and started.token == attempt.token
+
+
+def _under_way(folder: Path, state: Literal["pending", "running"], detail: str) -> LaunchStatus:
+    return LaunchStatus(state=state, detail=detail.strip(), log_tail=log_tail(folder), progress=last_metrics(folder))
 
 
 def _this_python() -> str:

@@ -11,8 +11,8 @@
 | exit: told to stop, checkpoint written | whatever | lost: submit again |
 | no exit | time limit | failed: it did not even save |
 | exit code, error.json | ended by itself | as for a local run: `adapters.local.outcome` |
-| started, no exit | ended, or forgotten | lost: the supervisor was killed |
-| not started | ended | failed: the batch script itself went wrong |
+| started, no exit, also after `settle_s` | ended, or forgotten | lost: the supervisor was killed |
+| not started, also after `settle_s` | ended | failed: the batch script itself went wrong |
 | not started | forgotten, or never known | lost: submit again |
 """
 

@@ -10,6 +10,7 @@ from filmloop.adapters.batch.attempt import BATCH_OUT, Attempt
 from filmloop.adapters.batch.commands import call, refusal
 from filmloop.adapters.batch.dialect import Look
 from filmloop.config.launchers import SlurmLauncher as Section
+from filmloop.core.clock import epoch_s, utc_text
 from filmloop.core.errors import ConfigError, TransientError
 
 _PASSING = (
@@ -28,6 +29,8 @@ _PASSING = (
 )
 """In what sbatch says when the same call may work later."""
 _UNKNOWN = "invalid job id"
+_CLOCKS_S = 60.0
+"""The clocks of this machine and of the accounting may differ by so much."""
 # Of squeue(1), JOB STATE CODES. What is neither here nor below has ended by itself.
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT")
@@ -100,7 +103,7 @@ class SlurmDialect:
             "--format=%i",
         )  # fmt: skip
         if not rows:
-            since = attempt.submitted_utc[:19]
+            since = utc_text(epoch_s(attempt.submitted_utc) - _CLOCKS_S)[:19]
             rows = self._accounting(f"--name={attempt.name}", f"--starttime={since}", "--format=JobIDRaw")
         return rows[0] if rows else None
 
@@ -138,6 +141,7 @@ class SlurmDialect:
             done = call(
                 ("sacct", "--noheader", "--parsable2", "--allocations", *options),
                 timeout_s=self._section.command_timeout_s,
+                environ={"TZ": "UTC"},  # --starttime is local time: west of Greenwich UTC lies in the future
             )
         except ConfigError:
             return []
