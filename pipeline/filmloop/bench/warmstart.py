@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from filmloop.bundle import METRICS
-from filmloop.config.schema import GatePolicy, ZooSection
+from filmloop.config.schema import GatePolicy, TrainingSection, ZooSection
 from filmloop.core.documents import EvaluationReport, HoldoutPolicy, ModelChoice, ShardRef, TrainHyper, TrainJob
 from filmloop.core.poisson import poisson_nll
 from filmloop.testing.training import simulated_counts, staged_frames
@@ -188,7 +188,15 @@ class _Zoo:
     def ask(self, visit: _Visit) -> Recall:
         """As a cycle asks it."""
         reports = {version: score(weights, visit.frames, version) for version, weights in self.weights.items()}
-        return decide(self.animals, reports, visit.frames, self.champion, zoo=ZooSection(), gate=GatePolicy())
+        return decide(
+            self.animals,
+            reports,
+            visit.frames,
+            self.champion,
+            zoo=ZooSection(),
+            gate=GatePolicy(),
+            training=TrainingSection(),
+        )
 
 
 def one_seed(seed: int, steps: int, frames: int, folder: Path) -> dict[str, Any]:

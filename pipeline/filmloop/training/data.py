@@ -24,6 +24,7 @@ from filmloop.core.documents import HoldoutPolicy, ShardRef, TrainJob
 from filmloop.core.errors import DataError, TrainingError, VerificationError
 from filmloop.core.holdout import held_out
 from filmloop.core.poisson import thin_by_hash
+from filmloop.core.weights import mean_one
 from filmloop.staging.reader import ShardReader
 from filmloop.training.blocks import Block, Decoded, cut_into_blocks, decode, relative_gain
 from filmloop.training.pool import FramePool
@@ -305,7 +306,7 @@ class _Chosen:
             kept_NCE=thin_by_hash(counts_NCE, self.pulse_id_N, keep=job.holdout.keep, seed=job.holdout.seed),
             label_NCE=label_NCE,
             policy=job.holdout,
-            weight_N=_normalised(self.weight_N),
+            weight_N=mean_one(self.weight_N),
             alive_NC=None if alive_NC.all() else alive_NC,
             gain_NC=None if gain_SC is None else gain_SC[self.shard_N],
         )
@@ -373,28 +374,10 @@ def _weights(
     for of_set in (slice(0, fresh), slice(fresh, None)):
         weights = [reader.weight_N[~mask] for reader, mask in zip(readers[of_set], held[of_set], strict=True)]
         weight_N = np.concatenate(weights) if weights else np.empty(0, np.float32)
-        normalised_N = _normalised(weight_N)
+        normalised_N = mean_one(weight_N)
         parts.append(np.ones(len(weight_N), np.float32) if normalised_N is None else normalised_N)
     weight_F = np.concatenate(parts)
     return None if (weight_F == 1.0).all() else weight_F
-
-
-def _normalised(weight_N: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-    """Weights over their mean; None if all are alike.
-
-    Over the mean of all frames, not of a batch: the ratio of two sums over one batch would be biased by 1 / its size.
-
-    Raises:
-        DataError: a weight is not a positive number.
-    """
-    if not len(weight_N) or (weight_N == weight_N[0]).all():
-        return None
-    if not (np.isfinite(weight_N) & (weight_N > 0)).all():
-        raise DataError(
-            "A shard holds sampling weights that are not positive numbers.",
-            hint="`filmloop shards verify` finds damaged shards; ship this one again or remove it.",
-        )
-    return np.asarray(weight_N / weight_N.mean(dtype=np.float64), np.float32)
 
 
 def _newest(blocks: Sequence[Block], decoded: dict[int, Decoded], numbers: Sequence[int]) -> npt.NDArray[np.uint8]:

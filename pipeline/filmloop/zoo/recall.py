@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from filmloop.bundle import JOB, RESULT, load_evaluation, load_golden
-from filmloop.config.schema import GatePolicy, ZooSection
+from filmloop.config.schema import GatePolicy, TrainingSection, ZooSection
 from filmloop.core.documents import Document, EvaluationReport, ModelChoice, TrainJob, TrainResult, Verdict
 from filmloop.core.errors import DataError, FilmloopError
 from filmloop.core.poisson import bootstrap_mean
@@ -55,6 +55,7 @@ class Animal:
         data: What the frames looked like that it was trained on.
         own: Its report at its own evaluation; `zero` beside it, for the scale.
         same_form: Whether training can start from it.
+        gain_corrected: Whether its own report is of frames whose gains were corrected; the zoo's never are.
     """
 
     version: str
@@ -63,6 +64,7 @@ class Animal:
     own: EvaluationReport
     own_zero: EvaluationReport
     same_form: bool = True
+    gain_corrected: bool = False
 
 
 class Candidate(Document):
@@ -130,18 +132,21 @@ def look_back(
         tell: Called with what is being done.
         remember: Write embeddings that the registry lacks into it.
     """
-    zoo, begun_s = parts.config.zoo, time.monotonic()
-    plain = Recall(champion=champion, base=champion, message="The zoo was not asked: [zoo] recall is off.")
+    zoo, training, begun_s = parts.config.zoo, parts.config.training, time.monotonic()
+
+    def plain(message: str) -> Recall:
+        return _as_the_site_trains(Recall(champion=champion, base=champion, message=message), training)
+
     if zoo.recall == "off":
-        return plain
+        return plain("The zoo was not asked: [zoo] recall is off.")
     data: DataEmbedding | None = None
     try:
-        frames = newest_frames(fresh, parts.config.training.holdout, most=zoo.frames)
+        frames = newest_frames(fresh, training.holdout, most=zoo.frames)
         data = frames.data
         animals, left_out = _animals(parts, frames.data, champion, remember=remember)
         if not _others(animals, champion):
             why = "There is no former version beside the champion." if champion else "There is no former version."
-            found = plain.model_copy(update={"message": why, "left_out": left_out})
+            found = plain(why).model_copy(update={"left_out": left_out})
         else:
             tell(f"scoring {len(animals)} versions on {len(frames):,} held-out frames")
             bundles = {animal.version: animal.folder for animal in animals}
@@ -150,11 +155,11 @@ def look_back(
                 version: frames.report(version, np.asarray(nll_N), version)
                 for version, nll_N in scores.nll_frames.items()
             }
-            found = decide(animals, reports, frames, champion, zoo=zoo, gate=parts.config.gate)
+            found = decide(animals, reports, frames, champion, zoo=zoo, gate=parts.config.gate, training=training)
             found = found.model_copy(update={"left_out": {**left_out, **scores.failed}})
     except FilmloopError as exc:
         _log.warning("the zoo cannot be used now: %s", exc.message)
-        found = plain.model_copy(update={"message": f"The zoo could not be used: {exc.message}"})
+        found = plain(f"The zoo could not be used: {exc.message}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in here, too
     for version, why in found.left_out.items():
@@ -171,6 +176,7 @@ def decide(
     *,
     zoo: ZooSection,
     gate: GatePolicy,
+    training: TrainingSection,
 ) -> Recall:
     """A pure function of the scores: which version to start from, and which may be champion without training.
 
@@ -179,6 +185,8 @@ def decide(
     was trained on, and it is as far ahead of a constant rate as it was on its own.
 
     Of many candidates one looks better by chance more easily than one alone: the gate's error is shared among them.
+    The site's training has the last word: without `warm_start` none is an ancestor, and none returns without training
+    where training corrects gains, which the zoo does not.
     """
     scored = [animal for animal in animals if animal.version in reports]
     rivals = len(_others(scored, champion))
@@ -195,10 +203,12 @@ def decide(
     )
     found = Recall(champion=champion, base=champion, message="", candidates=tuple(candidates), frames=len(frames))
     if champion and reference is None:
-        return found.model_copy(update={"message": "The champion could not be scored, so nothing compares with it."})
+        unscored = "The champion could not be scored, so nothing compares with it."
+        return _as_the_site_trains(found.model_copy(update={"message": unscored}), training)
     best = next((each for each in candidates if each.version != champion and each.same_form), None)
     leader = candidates[0] if candidates else None
-    if leader is not None and leader.fits and zoo.recall == "promote":
+    may_return = zoo.recall == "promote" and not training.hyper.normalise_gain
+    if leader is not None and leader.fits and may_return:
         verdict = verdicts[leader.version]
         message = f"Version {leader.version} fits again: no training. {leader.why} {verdict.reasons[0]}"
         return found.model_copy(
@@ -206,18 +216,29 @@ def decide(
         )
     trainable = any(animal.version == champion and animal.same_form for animal in scored)
     lead = 0.0 if best is None else best.gain_low if trainable else best.over_zero_low
+    base, message = champion, "No former version is of use."
     if best is not None and lead > 0:
         over = f"champion {champion}" if trainable else "a constant rate"
         gain = best.gain if trainable else best.over_zero
-        message = f"Training starts from version {best.version}: {100 * gain:.2f} % fewer nats a frame than {over} already. {best.why}"
-        return found.model_copy(update={"base": best.version, "message": message})
-    return found.model_copy(
-        update={
-            "message": "No former version is surely better than the champion."
-            if champion
-            else "No former version is of use."
-        }
-    )
+        ancestor = "Training starts from version" if training.warm_start else "The best former version is"
+        base = best.version
+        message = f"{ancestor} {base}: {100 * gain:.2f} % fewer nats a frame than {over} already. {best.why}"
+    elif champion:
+        message = "No former version is surely better than the champion."
+    if zoo.recall == "promote" and not may_return:
+        message += (
+            " None returns without training: training.hyper.normalise_gain corrects gains, and these scores are of "
+            "frames as they are."
+        )
+    return _as_the_site_trains(found.model_copy(update={"base": base, "message": message}), training)
+
+
+def _as_the_site_trains(found: Recall, training: TrainingSection) -> Recall:
+    """Without a warm start there is no ancestor, and the message says so."""
+    if training.warm_start:
+        return found
+    message = f"{found.message} Training starts from scratch: training.warm_start is false."
+    return found.model_copy(update={"base": "", "message": message})
 
 
 def _candidate(
@@ -237,6 +258,8 @@ def _candidate(
         fits, why = False, f"Its frames are known from {animal.data.frames} only: training has to make sure."
     elif far > zoo.alike:
         fits, why = False, f"{known} These differ, most in {worst}."
+    elif animal.gain_corrected:
+        fits, why = False, "Its own scores are of frames with corrected gains: training has to make sure."
     elif over_zero[2] < own[1]:
         fits = False
         why = f"It is {100 * over_zero[0]:.2f} % ahead of a constant rate, and was {100 * own[0]:.2f} % ahead on its own frames."
@@ -300,7 +323,8 @@ def _animal(parts: CycleParts, entry: Entry, form: ModelChoice, *, remember: boo
         if remember:
             parts.registry.annotate(entry.version, tags={DATA_TAG: data.model_dump_json()})
     return Animal(
-        version=entry.version, folder=folder, data=data, own=own, own_zero=own_zero, same_form=result.model == form
+        version=entry.version, folder=folder, data=data, own=own, own_zero=own_zero, same_form=result.model == form,
+        gain_corrected=TrainJob.read(folder / JOB).hyper.normalise_gain,
     )  # fmt: skip
 
 

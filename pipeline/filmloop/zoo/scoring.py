@@ -28,7 +28,7 @@ from filmloop.core.documents import Document, TrainResult
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import disk_errors
 from filmloop.core.poisson import poisson_nll
-from filmloop.zoo.frames import NewestFrames
+from filmloop.zoo.frames import NewestFrames, expected
 
 _BATCH_FRAMES = 256
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Request(Document):
 
 
 class Scores(Document):
-    """Per frame, nats, by version; or why there is none."""
+    """Per frame, nats, not yet times the sampling weights, by version; or why there is none."""
 
     nll_frames: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     failed: dict[str, str] = Field(default_factory=dict)
@@ -85,7 +85,8 @@ def score_bundles(
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        np.savez(folder / "frames.npz", kept_NCE=frames.kept_NCE, rest_NCE=frames.rest_NCE)
+        alive_NC = np.ones(frames.kept_NCE.shape[:2], np.bool_) if frames.alive_NC is None else frames.alive_NC
+        np.savez(folder / "frames.npz", kept_NCE=frames.kept_NCE, rest_NCE=frames.rest_NCE, alive_NC=alive_NC)
     while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
         Request(keep=frames.policy.keep, bundles=left).write(folder / "request.json")
         try:
@@ -118,10 +119,10 @@ def main(folder: Path) -> None:
     """Score every bundle of the request in `folder`."""
     request, scores = Request.read(folder / "request.json"), Scores()
     with np.load(folder / "frames.npz") as frames:
-        kept_NCE, rest_NCE = frames["kept_NCE"], frames["rest_NCE"]
+        kept_NCE, rest_NCE, alive_NC = frames["kept_NCE"], frames["rest_NCE"], frames["alive_NC"]
     for version, bundle in request.bundles.items():
         try:
-            nll_N = _nll(rate_of(Path(bundle)), kept_NCE, rest_NCE, request.keep)
+            nll_N = _nll(rate_of(Path(bundle)), kept_NCE, rest_NCE, alive_NC, request.keep)
         except Exception as exc:  # runtimes raise what they like; the next bundle may be fine
             scores = scores.with_failure(version, f"{type(exc).__name__}: {str(exc).splitlines()[0]}")
         else:
@@ -149,13 +150,17 @@ def rate_of(bundle: Path) -> Rate:
 
 
 def _nll(
-    rate: Rate, kept_NCE: npt.NDArray[np.uint8], rest_NCE: npt.NDArray[np.uint8], keep: float
+    rate: Rate,
+    kept_NCE: npt.NDArray[np.uint8],
+    rest_NCE: npt.NDArray[np.uint8],
+    alive_NC: npt.NDArray[np.bool_],
+    keep: float,
 ) -> npt.NDArray[np.float64]:
     parts = []
     for start in range(0, len(kept_NCE), _BATCH_FRAMES):
         part = slice(start, start + _BATCH_FRAMES)
         rate_NCE = rate(kept_NCE[part].astype(np.float32) / np.float32(keep))
-        parts.append(poisson_nll(rate_NCE * np.float32(1 - keep), rest_NCE[part]))
+        parts.append(poisson_nll(expected(rate_NCE * np.float32(1 - keep), alive_NC[part]), rest_NCE[part]))
     return np.concatenate(parts)
 
 

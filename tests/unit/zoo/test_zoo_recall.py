@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from filmloop.adapters.local.mover import LocalMover
-from filmloop.bundle import EVALUATION, ONNX, WEIGHTS, Evaluation, verify_bundle
+from filmloop.bundle import EVALUATION, JOB, ONNX, WEIGHTS, Evaluation, verify_bundle
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, HoldoutPolicy, ModelChoice, TrainJob, Verdict
@@ -35,9 +35,9 @@ from filmloop.testing.models import make_model_bundle
 from filmloop.testing.shards import example_block, write_shard
 from filmloop.testing.training import small_job
 from filmloop.training.data import load_data
-from filmloop.training.evaluate import constant_rate, evaluate
+from filmloop.training.evaluate import constant_rate, evaluate, rate_function
 from filmloop.training.export import export_onnx
-from filmloop.training.load import build_module
+from filmloop.training.load import build_module, load_module
 from filmloop.zoo.embedding import embed
 from filmloop.zoo.frames import NewestFrames, newest_frames
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, data_tag
@@ -72,11 +72,31 @@ class Site:
     folder: Path
     shards: int = 0
 
-    def stage(self, frames: int = 600) -> list[SealedShard]:
+    def stage(self, frames: int = 600, *, dead: int | None = None, surprising: float = 0.0) -> list[SealedShard]:
+        """Seal a shard more.
+
+        Args:
+            frames: In it.
+            dead: A channel without a hit.
+            surprising: Mean count of a bin in every second frame, which stands for itself; each other stands for 100.
+        """
         block = example_block(frames, first_pulse_id=self.shards * frames, frame_shape=SHAPE)
-        write_shard(self.home.stage, block, stream="test", seq=self.shards)
+        weight_N = None
+        if surprising:
+            shape = block.counts_NCE[::2].shape
+            block.counts_NCE[::2] = np.random.default_rng(self.shards).poisson(surprising, shape)
+            weight_N = np.where(np.arange(frames) % 2 == 0, 1, 100).astype(np.float32)
+        if dead is not None:
+            block.counts_NCE[:, dead] = 0
+        write_shard(self.home.stage, block, stream="test", seq=self.shards, weight_N=weight_N)
         self.shards += 1
         return sealed_shards(self.home.stage)
+
+    def train_with(self, **changes: Any) -> None:
+        """Change the site's training section."""
+        config = self.parts.config
+        training = config.training.model_copy(update=changes)
+        self.parts = replace(self.parts, config=config.model_copy(update={"training": training}))
 
     def frames(self) -> NewestFrames:
         return newest_frames(sealed_shards(self.home.stage), POLICY, most=1000)
@@ -224,8 +244,13 @@ def test_without_a_champion_the_best_version_is_the_ancestor_and_none_is_promote
     better = replace(site.frames(), zero=shifted(site.frames().zero, 1.0))
     animals = [animal(site, "1", 0.3), animal(site, "2", 0.5)]
     reports = {"1": shifted(site.frames().zero, 0.0), "2": shifted(site.frames().zero, 0.5)}
-    found = decide(animals, reports, better, "", zoo=site.parts.config.zoo, gate=site.parts.config.gate)
+    found = decide(animals, reports, better, "", **policies(site))
     assert (found.base, found.fits) == ("1", "")
+
+
+def policies(site: Site) -> dict[str, Any]:
+    config = site.parts.config
+    return {"zoo": config.zoo, "gate": config.gate, "training": config.training}
 
 
 def shifted(report: EvaluationReport, nats: float, spread: float = 0.01) -> EvaluationReport:
@@ -246,8 +271,8 @@ def test_among_many_candidates_one_that_is_better_by_chance_is_not_promoted(site
     many = [animal(site, str(number), 0.3) for number in range(42)]
     reports = {each.version: shifted(champion, 0.5) for each in many} | {"41": champion, "7": lucky}
     alone = [each for each in many if each.version in ("7", "41")]
-    assert decide(alone, reports, frames, "41", zoo=site.parts.config.zoo, gate=gate).fits == "7"
-    found = decide(many, reports, frames, "41", zoo=site.parts.config.zoo, gate=gate)
+    assert decide(alone, reports, frames, "41", **policies(site) | {"gate": gate}).fits == "7"
+    found = decide(many, reports, frames, "41", **policies(site) | {"gate": gate})
     assert (found.fits, found.base) == ("", "41")
 
 
@@ -368,9 +393,86 @@ def test_its_digest_and_its_scores_are_those_of_the_trainers_evaluation(site: Si
         holdout={"permille": POLICY.permille},
     )  # fmt: skip
     data, frames = load_data(job), site.frames()
-    report = evaluate(constant_rate(data.counts_NCE), data.holdout, "zero")
+    report = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
     assert report.frames_digest == frames.zero.frames_digest
     assert np.allclose(report.nll_frames, frames.zero.nll_frames, rtol=1e-6)
+
+
+def test_sampling_weights_and_dead_channels_count_as_in_the_trainers_evaluation(site: Site) -> None:
+    site.stage(dead=2, surprising=0.8)
+    job = small_job(
+        site.folder, *(shard.ref() for shard in sealed_shards(site.home.stage)), frame_shape=SHAPE,
+        holdout={"permille": POLICY.permille},
+    )  # fmt: skip
+    data, frames = load_data(job), site.frames()
+    assert data.holdout.weight_N is not None
+    assert data.holdout.alive_NC is not None
+    bundle = constant_bundle(site.folder / "made", 0.4, frames, seed=1)
+    found = score_bundles({"1": bundle}, frames, site.folder / "work", deadline_s=120.0)
+    scored = frames.report("challenger", np.asarray(found.nll_frames["1"]), "1")
+    network = evaluate(rate_function(load_module(bundle)), data.holdout, "challenger", "1")
+    constant = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
+    for ours, trainers in ((scored, network), (frames.zero, constant)):
+        assert ours.frames_digest == trainers.frames_digest
+        assert np.allclose(ours.nll_frames, trainers.nll_frames, rtol=1e-5, atol=1e-5)
+
+
+def test_frames_staged_because_they_surprised_the_champion_do_not_decide_against_it(site: Site) -> None:
+    """Half of what is staged is what the champion explains worst, and that is one frame in a hundred of the beam."""
+    shutil.rmtree(site.home.stage)
+    site.stage(1200, surprising=0.8)
+    other = site.add(0.5)
+    site.make_champion(site.add(0.3))
+    found = site.look()
+    assert (found.base, found.fits, [each.version for each in found.candidates]) == ("2", "", ["2", other])
+    assert found.candidates[1].gain_high < 0
+
+
+def test_where_training_corrects_gains_nothing_returns_without_training(site: Site) -> None:
+    site.add(0.3)
+    site.make_champion(site.add(0.5))
+    site.train_with(hyper=site.parts.config.training.hyper.model_copy(update={"normalise_gain": True}))
+    found = site.look()
+    assert (found.base, found.fits) == ("1", "")
+    assert found.message.startswith("Training starts from version 1")
+    assert "None returns without training: training.hyper.normalise_gain" in found.message
+    assert "normalise_gain" not in site.look(recall="warm_start").message, "nothing would return anyway"
+
+
+def test_a_version_whose_own_scores_are_gain_corrected_is_an_ancestor_at_most(site: Site) -> None:
+    bundle = constant_bundle(site.folder / "made", 0.3, site.frames(), seed=1)
+    job = TrainJob.read(bundle / JOB)
+    hyper = job.hyper.model_copy(update={"normalise_gain": True})
+    job.model_copy(update={"hyper": hyper}).write(bundle / JOB)
+    seal_bundle(bundle, job.model, job_id=job.job_id, seed=1)
+    tags = {DATA_TAG: site.frames().data.model_dump_json()}
+    site.registry.register(bundle, key="made", description="", tags=tags, metrics={})
+    site.make_champion(site.add(0.5))
+    found = site.look()
+    assert (found.base, found.fits) == ("1", "")
+    assert "corrected gains" in found.message
+
+
+@pytest.mark.parametrize("recall", ["promote", "warm_start", "off"])
+def test_a_site_that_trains_from_scratch_is_told_of_no_ancestor(site: Site, recall: str) -> None:
+    site.add(0.3, ahead=2.0)
+    site.make_champion(site.add(0.5))
+    site.train_with(warm_start=False)
+    found = site.look(recall=recall)
+    assert (found.base, found.fits) == ("", "")
+    assert found.message.endswith("Training starts from scratch: training.warm_start is false.")
+    assert "Training starts from version" not in found.message
+    assert ("The best former version is 1" in found.message) == (recall != "off")
+    assert '"base": ""' in found.tag()
+
+
+def test_a_version_returns_to_a_site_that_trains_from_scratch_too(site: Site) -> None:
+    site.add(0.3)
+    site.make_champion(site.add(0.5))
+    site.train_with(warm_start=False)
+    found = site.look()
+    assert found.fits == "1"
+    assert "scratch" not in found.message
 
 
 def test_a_cycle_promotes_a_version_that_fits_again_without_training(site: Site) -> None:
@@ -414,6 +516,27 @@ def test_a_person_who_moves_the_champion_meanwhile_is_not_overrun(site: Site) ->
 def test_a_cycle_trains_from_the_best_former_version_and_compares_with_the_champion(site: Site) -> None:
     site.add(0.3, ahead=2.0)
     site.make_champion(site.add(0.5))
+    job = submitted(site)
+    assert job.base is not None
+    assert job.champion is not None
+    assert (job.base.version, job.champion.version) == ("1", "2")
+    for reference in (job.base, job.champion):
+        assert verify_bundle(Path(reference.bundle_path)).weights_sha256 == reference.weights_sha256
+
+
+def test_a_cycle_that_trains_from_scratch_ships_the_champion_to_compare_with_and_no_ancestor(site: Site) -> None:
+    site.add(0.3, ahead=2.0)
+    site.make_champion(site.add(0.5))
+    site.train_with(warm_start=False)
+    job = submitted(site)
+    assert job.base is None
+    assert job.champion is not None
+    champion = Path(job.champion.bundle_path)
+    assert [path.name for path in champion.parent.iterdir()] == [champion.name] == ["2"]
+
+
+def submitted(site: Site) -> TrainJob:
+    """What a cycle would train."""
     jobs: list[TrainJob] = []
 
     def submit(job: TrainJob) -> str:
@@ -424,8 +547,4 @@ def test_a_cycle_trains_from_the_best_former_version_and_compares_with_the_champ
     with pytest.raises(TransientError, match="enough seen"):
         run_cycle(site.parts, tell=lambda step, text: None)
     (job,) = jobs
-    assert job.base is not None
-    assert job.champion is not None
-    assert (job.base.version, job.champion.version) == ("1", "2")
-    for reference in (job.base, job.champion):
-        assert verify_bundle(Path(reference.bundle_path)).weights_sha256 == reference.weights_sha256
+    return job
