@@ -4,7 +4,7 @@
 |---|---|---|
 | exit code 0 and a bundle | whatever | succeeded |
 | `cancel` | whatever | failed: cancelled |
-| exit: deadline | whatever | failed |
+| exit: deadline | whatever | failed; succeeded if its bundle was published in the last moment |
 | whatever | cancelled by somebody else | failed: cancelled |
 | an error that a retry does not mend | whatever | failed, with that error |
 | whatever | preempted, node failed, no memory | lost: submit again |
