@@ -14,7 +14,8 @@ import torch
 from filmloop.core.documents import ModelChoice, ShardRef, TrainHyper, TrainJob
 from filmloop.testing.training import staged_frames
 from filmloop.training.data import load_data
-from filmloop.training.evaluate import RateFunction, rate_function
+from filmloop.training.evaluate import rate_function
+from filmloop.training.holdout import RateFunction
 from filmloop.training.load import build_module
 from filmloop.training.ranks import Ranks
 from filmloop.training.score import truth_scores

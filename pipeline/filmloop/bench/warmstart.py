@@ -31,10 +31,9 @@ from torch import Tensor
 from filmloop.bundle import METRICS
 from filmloop.config.schema import GatePolicy, TrainingSection, ZooSection
 from filmloop.core.documents import EvaluationReport, HoldoutPolicy, ModelChoice, ShardRef, TrainHyper, TrainJob
-from filmloop.core.poisson import poisson_nll
 from filmloop.testing.training import simulated_counts, staged_frames
 from filmloop.training.data import load_data
-from filmloop.training.evaluate import rate_function
+from filmloop.training.evaluate import evaluate, rate_function
 from filmloop.training.load import build_module
 from filmloop.training.ranks import joined_ranks
 from filmloop.training.trainer import train
@@ -250,9 +249,7 @@ def score(weights: Weights, frames: NewestFrames, version: str) -> EvaluationRep
     """Held-out thinned NLL of a network."""
     module = build_module(_MODEL)
     module.load_state_dict(weights)
-    keep = np.float32(frames.policy.keep)
-    rate_NCE = rate_function(module)(frames.kept_NCE.astype(np.float32) / keep)
-    return frames.report("challenger", poisson_nll(rate_NCE * (1 - keep), frames.rest_NCE), version)
+    return evaluate(rate_function(module), frames.holdout, "challenger", version)
 
 
 class _Bench:

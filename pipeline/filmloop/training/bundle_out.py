@@ -33,9 +33,10 @@ from filmloop.bundle import (
 )
 from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, sha256_file
-from filmloop.training.data import Holdout, TrainingData
+from filmloop.training.data import TrainingData
 from filmloop.training.evaluate import evaluate_all, rate_function
 from filmloop.training.export import export_onnx
+from filmloop.training.holdout import Holdout
 from filmloop.training.progress import Progress
 from filmloop.training.ranks import Ranks
 

@@ -1,4 +1,4 @@
-"""From the job's shards to the frames held out for ever, and to the pool of those to train on.
+"""From the job's shards to the frames to score on, and to the pool of those to train on.
 
 Pulse ids alone say which frames are held out, so only the blocks are decoded here that hold such frames, and a few of each
 shard for what has to be known before the first step: is anything there, which unit labels have, how the channels'
@@ -8,7 +8,6 @@ Shape suffixes: N frames, C channels, E energy bins, S shards, F all frames to t
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
@@ -20,19 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from filmloop.core.documents import HoldoutPolicy, ShardRef, TrainJob
+from filmloop.core.documents import ShardRef, TrainJob
 from filmloop.core.errors import DataError, TrainingError, VerificationError
 from filmloop.core.holdout import held_out
-from filmloop.core.poisson import thin_by_hash
 from filmloop.core.weights import mean_one
 from filmloop.staging.reader import ShardReader
 from filmloop.training.blocks import Block, Decoded, cut_into_blocks, decode, relative_gain
+from filmloop.training.holdout import Holdout, choose_held_out
 from filmloop.training.pool import FramePool
 
 MIN_TRAIN_FRAMES = 32
-MIN_HELD_OUT_FRAMES = 10
-FEW_HELD_OUT_FRAMES = 200
-"""Fewer held-out fresh frames than this, and replayed ones are scored too: the gate needs 200 by default."""
 SAMPLE_FRAMES = 4096
 """Training frames that the baselines are tuned on, the newest ones."""
 _SURVEY_BLOCKS = 2
@@ -40,83 +36,6 @@ _SURVEY_BLOCKS = 2
 _THREADS = 4
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdout:
-    """Frames that no model trains on, in the order of (run, pulse id), each split into a seen and a scored part.
-
-    Attributes:
-        run_N: int64.
-        pulse_id_N: uint64.
-        counts_NCE: uint8, the whole frames.
-        kept_NCE: uint8, what a model sees; `counts_NCE - kept_NCE` is what it is scored on.
-        label_NCE: float16 in units of counts, in labelled mode.
-        policy: How they were chosen and split.
-        weight_N: float32, how many frames each stands for, their mean 1; None if all stand for as many.
-        alive_NC: bool, false in dead channels, which are not scored; None if there is none.
-        gain_NC: float32, relative gain of each channel; None where it is not corrected.
-    """
-
-    run_N: npt.NDArray[np.int64]
-    pulse_id_N: npt.NDArray[np.uint64]
-    counts_NCE: npt.NDArray[np.uint8]
-    kept_NCE: npt.NDArray[np.uint8]
-    label_NCE: npt.NDArray[np.float16] | None
-    policy: HoldoutPolicy
-    weight_N: npt.NDArray[np.float32] | None = None
-    alive_NC: npt.NDArray[np.bool_] | None = None
-    gain_NC: npt.NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        """Number of frames, N."""
-        return len(self.pulse_id_N)
-
-    def __getitem__(self, part: slice) -> Holdout:
-        """The frames of a slice."""
-        return Holdout(
-            run_N=self.run_N[part],
-            pulse_id_N=self.pulse_id_N[part],
-            counts_NCE=self.counts_NCE[part],
-            kept_NCE=self.kept_NCE[part],
-            label_NCE=None if self.label_NCE is None else self.label_NCE[part],
-            policy=self.policy,
-            weight_N=None if self.weight_N is None else self.weight_N[part],
-            alive_NC=None if self.alive_NC is None else self.alive_NC[part],
-            gain_NC=None if self.gain_NC is None else self.gain_NC[part],
-        )
-
-    def model_input(self) -> npt.NDArray[np.float32]:
-        """What a model is given: the kept part, scaled to the mean of the whole frame, at the reference's gain."""
-        input_NCE = self.kept_NCE.astype(np.float32) / np.float32(self.policy.keep)
-        return input_NCE if self.gain_NC is None else input_NCE / self.gain_NC[..., None]
-
-    def expected(self, rate_NCE: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """What the scored part is by a model's rates; 0 in dead channels, which have no counts either."""
-        expected_NCE = rate_NCE * np.float32(1.0 - self.policy.keep)
-        for factor_NC in (self.gain_NC, self.alive_NC):
-            if factor_NC is not None:
-                expected_NCE = expected_NCE * factor_NC[..., None]
-        return expected_NCE
-
-    def scored_part(self) -> npt.NDArray[np.uint8]:
-        """What `expected` has to predict."""
-        return self.counts_NCE - self.kept_NCE
-
-    def weighted(self, score_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Scores times sampling weights: their plain mean is that of all frames, staged or not."""
-        return score_N if self.weight_N is None else score_N * self.weight_N
-
-    def digest(self) -> str:
-        """SHA-256 over which frames these are and how they are split: equal digests, comparable scores."""
-        sha = hashlib.sha256()
-        sha.update(np.ascontiguousarray(self.run_N, dtype="<i8").tobytes())
-        sha.update(np.ascontiguousarray(self.pulse_id_N, dtype="<u8").tobytes())
-        sha.update(f"{self.policy.keep!r} {self.policy.seed}".encode())
-        for name, extra in (("weight", self.weight_N), ("alive", self.alive_NC), ("gain", self.gain_NC)):
-            if extra is not None:
-                sha.update(name.encode() + np.ascontiguousarray(extra).tobytes())
-        return sha.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +96,7 @@ def load_data(job: TrainJob, device: torch.device | None = None) -> TrainingData
                 hint="Wait for more shards (`filmloop shards list`) or raise training.min_frames.",
                 ids={"job_id": job.job_id},
             )
-        chosen = _choose_held_out(readers, held, job)
+        chosen = choose_held_out(readers, held, job)
         wanted = sorted({*chosen.blocks(blocks), *_survey(blocks)})
         decoded = dict(
             zip(wanted, threads.map(lambda number: decode(blocks[number], labelled=labelled), wanted), strict=True)
@@ -249,96 +168,6 @@ def _open(ref: ShardRef, job: TrainJob) -> ShardReader:
             ids=ids,
         )
     return reader
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chosen:
-    """Which held-out frames are scored, in the order of (run, pulse id), before a block is decoded.
-
-    Attributes:
-        shard_N: Number of the shard of each.
-        frame_N: Number of the frame within its shard.
-        run_N: int64.
-        pulse_id_N: uint64.
-        weight_N: float32, as staged.
-    """
-
-    shard_N: npt.NDArray[np.int64]
-    frame_N: npt.NDArray[np.int64]
-    run_N: npt.NDArray[np.int64]
-    pulse_id_N: npt.NDArray[np.uint64]
-    weight_N: npt.NDArray[np.float32]
-
-    def blocks(self, blocks: Sequence[Block]) -> list[int]:
-        """Numbers of the blocks that they lie in."""
-        return [number for number, block in enumerate(blocks) if self._in(block).any()]
-
-    def _in(self, block: Block) -> npt.NDArray[np.bool_]:
-        is_there = (self.shard_N == block.shard) & (self.frame_N >= block.start) & (self.frame_N < block.stop)
-        return np.asarray(is_there)
-
-    def holdout(
-        self,
-        blocks: Sequence[Block],
-        decoded: dict[int, Decoded],
-        gain_SC: npt.NDArray[np.float32] | None,
-        label_gain: float,
-        job: TrainJob,
-    ) -> Holdout:
-        """Take the frames from the decoded blocks."""
-        shape = (len(self.pulse_id_N), *job.model.frame_shape)
-        counts_NCE, alive_NC = np.zeros(shape, np.uint8), np.ones(shape[:2], np.bool_)
-        label_NCE = np.zeros(shape, np.float16) if job.hyper.mode == "labelled" else None
-        for number, block in enumerate(blocks):
-            is_there = self._in(block)
-            if not is_there.any():
-                continue
-            within = self.frame_N[is_there] - block.start
-            counts_NCE[is_there] = decoded[number].counts_NCE[within]
-            alive_NC[is_there] = decoded[number].alive_C
-            stored_NCE = decoded[number].label_NCE
-            if label_NCE is not None and stored_NCE is not None:
-                label_NCE[is_there] = stored_NCE[within] * np.float16(label_gain)
-        return Holdout(
-            run_N=self.run_N,
-            pulse_id_N=self.pulse_id_N,
-            counts_NCE=counts_NCE,
-            kept_NCE=thin_by_hash(counts_NCE, self.pulse_id_N, keep=job.holdout.keep, seed=job.holdout.seed),
-            label_NCE=label_NCE,
-            policy=job.holdout,
-            weight_N=mean_one(self.weight_N),
-            alive_NC=None if alive_NC.all() else alive_NC,
-            gain_NC=None if gain_SC is None else gain_SC[self.shard_N],
-        )
-
-
-def _choose_held_out(readers: list[ShardReader], held: list[npt.NDArray[np.bool_]], job: TrainJob) -> _Chosen:
-    """The newest held-out frames; fresh ones only, where there are enough."""
-    frames_S = [int(mask.sum()) for mask in held]
-    shard_N = np.repeat(np.arange(len(readers)), frames_S)
-    frame_N = np.concatenate([np.flatnonzero(mask) for mask in held])
-    run_N = np.repeat(np.array([reader.manifest.run_number for reader in readers], np.int64), frames_S)
-    pulse_id_N = np.concatenate([reader.pulse_id_N[mask] for reader, mask in zip(readers, held, strict=True)])
-    weight_N = np.concatenate([reader.weight_N[mask] for reader, mask in zip(readers, held, strict=True)])
-    candidates = np.arange(len(pulse_id_N))
-    is_fresh_N = shard_N < len(job.fresh)
-    if is_fresh_N.sum() >= FEW_HELD_OUT_FRAMES:
-        candidates = candidates[is_fresh_N]
-    newest = np.lexsort((pulse_id_N[candidates], run_N[candidates]))[-job.holdout.max_frames :]
-    chosen = candidates[newest]
-    if len(chosen) < MIN_HELD_OUT_FRAMES:
-        raise DataError(
-            f"Job {job.job_id} has {len(chosen)} held-out frames; at least {MIN_HELD_OUT_FRAMES} are needed to judge.",
-            hint="Wait for more shards, or raise training.holdout.permille.",
-            ids={"job_id": job.job_id},
-        )
-    return _Chosen(
-        shard_N=shard_N[chosen],
-        frame_N=frame_N[chosen],
-        run_N=run_N[chosen],
-        pulse_id_N=pulse_id_N[chosen],
-        weight_N=weight_N[chosen],
-    )
 
 
 def _survey(blocks: Sequence[Block]) -> set[int]:

@@ -24,7 +24,7 @@ from filmloop.core.errors import TrainingError
 from filmloop.core.fsio import disk_errors
 from filmloop.core.poisson import poisson_nll
 from filmloop.training.checkpoint import CheckpointWriter, parse_checkpoint, read_checkpoint
-from filmloop.training.data import Holdout
+from filmloop.training.holdout import Holdout
 from filmloop.training.ranks import Ranks
 
 _SCORE_FRAMES = 256

@@ -15,9 +15,9 @@ from filmloop.bundle import RESULT
 from filmloop.core.documents import HoldoutPolicy, TrainResult
 from filmloop.core.errors import DataError
 from filmloop.core.holdout import held_out
-from filmloop.core.poisson import thin_by_hash
-from filmloop.training.data import MIN_HELD_OUT_FRAMES, MIN_TRAIN_FRAMES, Holdout
-from filmloop.training.evaluate import RateFunction, constant_rate, evaluate, rate_function
+from filmloop.training.data import MIN_TRAIN_FRAMES
+from filmloop.training.evaluate import constant_rate, evaluate, rate_function
+from filmloop.training.holdout import MIN_HELD_OUT_FRAMES, Holdout, RateFunction
 from filmloop.training.load import load_module
 from filmloop_models.cookiebox.baselines import TemplatePursuit, TunedGaussian
 from filmloop_models.cookiebox.pulses import read_pulses, score_pulses
@@ -72,7 +72,7 @@ def score_frames(
             ids={"path": str(bundle)},
         )
     chosen, others = _split(pulse_id_N, policy)
-    held = _held(counts_NCE[chosen], pulse_id_N[chosen], policy)
+    held = Holdout.of(counts_NCE[chosen], np.zeros(len(chosen), np.int64), pulse_id_N[chosen], policy)
     tune_on = others[-_TUNE_FRAMES:]
     rate_of = rate_function(load_module(bundle))
     report = evaluate(rate_of, held, "challenger")
@@ -137,14 +137,3 @@ def _split(
             hint=f"At least {MIN_HELD_OUT_FRAMES} and {MIN_TRAIN_FRAMES} are needed; give more frames.",
         )
     return chosen, others
-
-
-def _held(counts_NCE: npt.NDArray[np.uint8], pulse_id_N: npt.NDArray[np.uint64], policy: HoldoutPolicy) -> Holdout:
-    return Holdout(
-        run_N=np.zeros(len(counts_NCE), np.int64),
-        pulse_id_N=pulse_id_N,
-        counts_NCE=counts_NCE,
-        kept_NCE=thin_by_hash(counts_NCE, pulse_id_N, keep=policy.keep, seed=policy.seed),
-        label_NCE=None,
-        policy=policy,
-    )

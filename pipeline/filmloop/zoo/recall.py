@@ -150,9 +150,9 @@ def look_back(
         else:
             tell(f"scoring {len(animals)} versions on {len(frames):,} held-out frames")
             bundles = {animal.version: animal.folder for animal in animals}
-            scores = score_bundles(bundles, frames, folder, deadline_s=zoo.deadline_s)
+            scores = score_bundles(bundles, frames.holdout, folder, deadline_s=zoo.deadline_s)
             reports = {
-                version: frames.report(version, np.asarray(nll_N), version)
+                version: frames.holdout.report(version, np.asarray(nll_N), version)
                 for version, nll_N in scores.nll_frames.items()
             }
             found = decide(animals, reports, frames, champion, zoo=zoo, gate=parts.config.gate, training=training)

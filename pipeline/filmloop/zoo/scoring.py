@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +24,26 @@ from pydantic import Field
 
 from filmloop.bundle import ONNX, RESULT
 from filmloop.core import log
-from filmloop.core.documents import Document, TrainResult
+from filmloop.core.documents import Document, HoldoutPolicy, TrainResult
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import disk_errors
-from filmloop.core.poisson import poisson_nll
-from filmloop.zoo.frames import NewestFrames, expected
+from filmloop.training.holdout import Holdout, RateFunction
 
+FRAMES = "frames.npz"
+_ARRAYS = ("run_N", "pulse_id_N", "counts_NCE", "kept_NCE", "weight_N", "alive_NC", "gain_NC")
 _BATCH_FRAMES = 256
 _log = logging.getLogger(__name__)
-
-Rate = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 class Request(Document):
     """What to score: bundle folders by version, in this order."""
 
-    keep: float
+    policy: HoldoutPolicy
     bundles: dict[str, str]
 
 
 class Scores(Document):
-    """Per frame, nats, not yet times the sampling weights, by version; or why there is none."""
+    """`Holdout.scores` by version; or why there is none."""
 
     nll_frames: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     failed: dict[str, str] = Field(default_factory=dict)
@@ -63,7 +62,7 @@ class Scores(Document):
 
 
 def score_bundles(
-    bundles: Mapping[str, Path], frames: NewestFrames, folder: Path, *, deadline_s: float, argv: tuple[str, ...] = ()
+    bundles: Mapping[str, Path], holdout: Holdout, folder: Path, *, deadline_s: float, argv: tuple[str, ...] = ()
 ) -> Scores:
     """Score verified bundles in a child process that works in `folder`, which is emptied before and gone afterwards.
 
@@ -72,7 +71,7 @@ def score_bundles(
 
     Args:
         bundles: Folders by version; the first come first.
-        frames: What to score on.
+        holdout: What to score on.
         folder: Below the cycle's own.
         deadline_s: For all of it.
         argv: What to run instead of this module, for tests.
@@ -85,10 +84,9 @@ def score_bundles(
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        alive_NC = np.ones(frames.kept_NCE.shape[:2], np.bool_) if frames.alive_NC is None else frames.alive_NC
-        np.savez(folder / "frames.npz", kept_NCE=frames.kept_NCE, rest_NCE=frames.rest_NCE, alive_NC=alive_NC)
+        _put(holdout, folder / FRAMES)
     while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
-        Request(keep=frames.policy.keep, bundles=left).write(folder / "request.json")
+        Request(policy=holdout.policy, bundles=left).write(folder / "request.json")
         try:
             ended = subprocess.run(
                 [*(argv or (sys.executable, "-m", __name__)), str(folder)],
@@ -118,11 +116,10 @@ def _merged(scores: Scores, folder: Path) -> Scores:
 def main(folder: Path) -> None:
     """Score every bundle of the request in `folder`."""
     request, scores = Request.read(folder / "request.json"), Scores()
-    with np.load(folder / "frames.npz") as frames:
-        kept_NCE, rest_NCE, alive_NC = frames["kept_NCE"], frames["rest_NCE"], frames["alive_NC"]
+    holdout = _taken(folder / FRAMES, request.policy)
     for version, bundle in request.bundles.items():
         try:
-            nll_N = _nll(rate_of(Path(bundle)), kept_NCE, rest_NCE, alive_NC, request.keep)
+            nll_N = holdout.scores(rate_of(Path(bundle)))
         except Exception as exc:  # runtimes raise what they like; the next bundle may be fine
             scores = scores.with_failure(version, f"{type(exc).__name__}: {str(exc).splitlines()[0]}")
         else:
@@ -133,7 +130,7 @@ def main(folder: Path) -> None:
         scores.write(folder / "scores.json")
 
 
-def rate_of(bundle: Path) -> Rate:
+def rate_of(bundle: Path) -> RateFunction:
     """The network of a bundle as a function of counts."""
     if (bundle / ONNX).is_file():
         from filmloop.edge.runtimes.onnx import OnnxRuntime
@@ -149,19 +146,14 @@ def rate_of(bundle: Path) -> Rate:
     return rate_function(load_module(bundle))
 
 
-def _nll(
-    rate: Rate,
-    kept_NCE: npt.NDArray[np.uint8],
-    rest_NCE: npt.NDArray[np.uint8],
-    alive_NC: npt.NDArray[np.bool_],
-    keep: float,
-) -> npt.NDArray[np.float64]:
-    parts = []
-    for start in range(0, len(kept_NCE), _BATCH_FRAMES):
-        part = slice(start, start + _BATCH_FRAMES)
-        rate_NCE = rate(kept_NCE[part].astype(np.float32) / np.float32(keep))
-        parts.append(poisson_nll(expected(rate_NCE * np.float32(1 - keep), alive_NC[part]), rest_NCE[part]))
-    return np.concatenate(parts)
+def _put(holdout: Holdout, path: Path) -> None:
+    arrays = {name: getattr(holdout, name) for name in _ARRAYS}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def _taken(path: Path, policy: HoldoutPolicy) -> Holdout:
+    with np.load(path) as arrays:
+        return Holdout(label_NCE=None, policy=policy, **{name: arrays[name] for name in arrays.files})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from filmloop.core.errors import TrainingError, VerificationError
 from filmloop.core.poisson import thin_by_hash
 from filmloop.testing.models import make_model_bundle
 from filmloop.testing.training import small_job
-from filmloop.training.data import Holdout, load_data
+from filmloop.training.data import load_data
 from filmloop.training.evaluate import constant_rate, evaluate, evaluate_all
+from filmloop.training.holdout import Holdout
 from filmloop.training.load import build_module
 from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator

@@ -145,8 +145,8 @@ def constant_bundle(
         module.write.bias.fill_(float(np.log(np.expm1(rate))))
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS)
     export_onnx(module, SHAPE, folder / ONNX)
-    own_N = poisson_nll(np.full(frames.rest_NCE.shape, rate * (1 - POLICY.keep)), frames.rest_NCE) - ahead
-    Evaluation(reports={"challenger": frames.report("challenger", own_N), "zero": frames.zero}).write(
+    own_N = frames.holdout.scores(lambda counts_NCE: np.full(counts_NCE.shape, rate, np.float32)) - ahead
+    Evaluation(reports={"challenger": frames.holdout.report("challenger", own_N), "zero": frames.zero}).write(
         folder / EVALUATION
     )
     seal_bundle(folder, choice, job_id=f"job-{seed}", seed=seed)
@@ -352,7 +352,7 @@ def test_a_network_that_crashes_or_hangs_its_runtime_is_left_out(
     bundles = {str(n): constant_bundle(site.folder / f"b{n}", 0.3, frames, seed=n) for n in (1, 2, 3)}
     found = score_bundles(
         bundles,
-        frames,
+        frames.holdout,
         site.folder / "work",
         deadline_s=deadline_s,
         argv=(sys.executable, "-c", SCORER.format(act=act)),
@@ -368,8 +368,9 @@ def test_with_and_without_an_onnx_file_the_scores_are_those_of_the_network(site:
     with_onnx = constant_bundle(site.folder / "with", 0.4, frames, seed=1)
     without = constant_bundle(site.folder / "without", 0.4, frames, seed=1)
     (without / ONNX).unlink()
-    found = score_bundles({"1": with_onnx, "2": without}, frames, site.folder / "work", deadline_s=120.0)
-    wanted_N = poisson_nll(np.full(frames.rest_NCE.shape, 0.4 * (1 - POLICY.keep)), frames.rest_NCE)
+    found = score_bundles({"1": with_onnx, "2": without}, frames.holdout, site.folder / "work", deadline_s=120.0)
+    rest_NCE = frames.holdout.scored_part()
+    wanted_N = poisson_nll(np.full(rest_NCE.shape, 0.4 * (1 - POLICY.keep)), rest_NCE)
     for version in ("1", "2"):
         assert np.allclose(found.nll_frames[version], wanted_N, rtol=1e-5)
 
@@ -382,8 +383,8 @@ def test_the_newest_held_out_frames_are_taken_in_order_and_no_others(site: Site)
     pulse_id_N = np.concatenate([block.pulse_id_N for block in blocks])
     is_held_N = held_out(pulse_id_N, POLICY.permille)
     held_NCE = np.concatenate([block.counts_NCE for block in blocks])[is_held_N]
-    assert np.array_equal(all_of_them.kept_NCE + all_of_them.rest_NCE, held_NCE)
-    assert np.array_equal(few.kept_NCE + few.rest_NCE, held_NCE[-50:])
+    assert np.array_equal(all_of_them.holdout.counts_NCE, held_NCE)
+    assert np.array_equal(few.holdout.counts_NCE, held_NCE[-50:])
     assert (all_of_them.data.frames, few.data.frames) == (1200, 600), "older shards are not read for fewer"
 
 
@@ -408,8 +409,8 @@ def test_sampling_weights_and_dead_channels_count_as_in_the_trainers_evaluation(
     assert data.holdout.weight_N is not None
     assert data.holdout.alive_NC is not None
     bundle = constant_bundle(site.folder / "made", 0.4, frames, seed=1)
-    found = score_bundles({"1": bundle}, frames, site.folder / "work", deadline_s=120.0)
-    scored = frames.report("challenger", np.asarray(found.nll_frames["1"]), "1")
+    found = score_bundles({"1": bundle}, frames.holdout, site.folder / "work", deadline_s=120.0)
+    scored = frames.holdout.report("challenger", np.asarray(found.nll_frames["1"]), "1")
     network = evaluate(rate_function(load_module(bundle)), data.holdout, "challenger", "1")
     constant = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
     for ours, trainers in ((scored, network), (frames.zero, constant)):
