@@ -27,12 +27,13 @@ from filmloop.adapters.batch.script import render, time_limit_s
 from filmloop.adapters.batch.settling import has_settled, has_spoken, is_back, look_again
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
 from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.jobfolder import folder_for, folder_of
 from filmloop.adapters.local.runfolder import CANCEL, ERROR, EXIT, JOB, last_metrics, log_tail
 from filmloop.config.launchers import BatchLauncher as LauncherSection
 from filmloop.core.clock import epoch_s, utc_now
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
-from filmloop.core.fsio import atomic_write_bytes, create_json, disk_errors
+from filmloop.core.errors import ConfigError, FilmloopError, TransientError
+from filmloop.core.fsio import atomic_write_bytes
 from filmloop.core.retry import wait_until
 from filmloop.ports.launcher import LaunchStatus
 
@@ -72,11 +73,7 @@ class BatchLauncher:
 
     def submit(self, job: TrainJob) -> str:
         """See `Launcher.submit`."""
-        folder = Path(job.output_dir).absolute()
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not create_json(folder / JOB, job.as_json()):
-            self._check_same(job, folder)
+        folder = folder_for(job)
         with hold(folder / SUBMITTING) as lock:
             if lock is not None:
                 self._remember_id(folder)
@@ -91,7 +88,7 @@ class BatchLauncher:
             DataError: no such handle.
             TransientError: the batch system is away for longer than the job may wait, or the disk refuses.
         """
-        folder = self._known(handle)
+        folder = folder_of(handle)
         if (status := success(folder)) is not None:
             return status
         attempt = Attempt.read(folder)
@@ -111,7 +108,7 @@ class BatchLauncher:
             DataError: no such handle.
             TransientError: the batch system is away, or the job does not end.
         """
-        folder = self._known(handle)
+        folder = folder_of(handle)
         if self.poll(handle).state in ("succeeded", "failed"):
             return
         self._withdraw(folder, "It was cancelled.")
@@ -171,25 +168,6 @@ class BatchLauncher:
         if attempt is not None and (batch_id := self._batch_id(folder, attempt)):
             self._seen.pop(batch_id, None)
             self.dialect.cancel(batch_id)
-
-    def _known(self, handle: str) -> Path:
-        folder = Path(handle)
-        if not (folder / JOB).is_file():
-            raise DataError(
-                f"No job was started in {handle!r}.",
-                hint="Submit it again; `filmloop history` lists the cycles and their jobs.",
-                ids={"path": handle},
-            )
-        return folder
-
-    def _check_same(self, job: TrainJob, folder: Path) -> None:
-        before = TrainJob.read(folder / JOB)
-        if before.job_id != job.job_id:
-            raise DataError(
-                f"{folder} is the run folder of job {before.job_id}, not of {job.job_id}.",
-                hint="Every job needs a run folder of its own.",
-                ids={"job_id": job.job_id, "path": str(folder)},
-            )
 
     def _needs_start(self, folder: Path) -> bool:
         return success(folder) is None and self._stands(folder, Attempt.read(folder)).state == "lost"

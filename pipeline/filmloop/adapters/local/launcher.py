@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.jobfolder import folder_for, folder_of
 from filmloop.adapters.local.mark import kill_marked
 from filmloop.adapters.local.outcome import status_of
 from filmloop.adapters.local.runfolder import (
@@ -29,8 +30,8 @@ from filmloop.adapters.local.workerclient import WarmWorker
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError, DataError, TransientError
-from filmloop.core.fsio import create_json, disk_errors
+from filmloop.core.errors import ConfigError, TransientError
+from filmloop.core.fsio import disk_errors
 from filmloop.core.retry import wait_until
 from filmloop.ports.launcher import LaunchStatus
 
@@ -72,11 +73,7 @@ class LocalLauncher:
 
     def submit(self, job: TrainJob) -> str:
         """See `Launcher.submit`."""
-        folder = Path(job.output_dir).absolute()
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not create_json(folder / JOB, job.as_json()):
-            self._check_same(job, folder)
+        folder = folder_for(job)
         with hold(folder / ALIVE) as lock:
             if lock is not None and self._needs_start(folder):
                 self._start(job, folder, lock)
@@ -84,7 +81,7 @@ class LocalLauncher:
 
     def poll(self, handle: str) -> LaunchStatus:
         """See `Launcher.poll`."""
-        folder = self._known(handle)
+        folder = folder_of(handle)
         launch = Launch.read(folder) if (folder / LAUNCH).exists() else None
         if is_held(folder / ALIVE):
             return LaunchStatus(state="running", log_tail=log_tail(folder), progress=last_metrics(folder))
@@ -107,7 +104,7 @@ class LocalLauncher:
             DataError: no such handle.
             TransientError: a process cannot be killed.
         """
-        folder = self._known(handle)
+        folder = folder_of(handle)
         if not is_held(folder / ALIVE) and not self._needs_start(folder):
             return
         with disk_errors(folder):
@@ -120,25 +117,6 @@ class LocalLauncher:
         )
         if self.poll(handle).state == "lost":
             Exit(exit_code=-9, reason="cancelled", wall_s=0.0, ended_utc=utc_now()).write(folder)
-
-    def _known(self, handle: str) -> Path:
-        folder = Path(handle)
-        if not (folder / JOB).is_file():
-            raise DataError(
-                f"No job was started in {handle!r}.",
-                hint="Submit it again; `filmloop history` lists the cycles and their jobs.",
-                ids={"path": handle},
-            )
-        return folder
-
-    def _check_same(self, job: TrainJob, folder: Path) -> None:
-        before = TrainJob.read(folder / JOB)
-        if before.job_id != job.job_id:
-            raise DataError(
-                f"{folder} is the run folder of job {before.job_id}, not of {job.job_id}.",
-                hint="Every job needs a run folder of its own.",
-                ids={"job_id": job.job_id, "path": str(folder)},
-            )
 
     def _needs_start(self, folder: Path) -> bool:
         ended = Exit.read(folder)
