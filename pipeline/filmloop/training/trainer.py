@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +75,14 @@ def train(
     # DDP averages over ranks: this makes the sum over a share the mean over the global batch, unequal shares included.
     scale = ranks.world / (hyper.batch_frames * data.bins)
     share = ranks.part(hyper.batch_frames)
-    skipped_in_a_row = 0
+    skipped = _Skipped(module, pool, now, job.job_id)
     pool.start(plan, now.step)
 
     try:
         while now.status == "running":
             if now.step % CONTROL_STEPS == 0 or now.step >= plan.steps:
                 if session.agree(before_s + time.monotonic() - begun_s, told_to_stop()):
-                    session.save(wait=True)
-                    raise TerminatedError(
-                        f"Job {job.job_id} was told to stop at step {now.step}.",
-                        hint="Its checkpoint is written: start the same job again and it goes on from there.",
-                        ids={"job_id": job.job_id},
-                    )
+                    raise _stopped(session, job.job_id)
                 if now.step >= plan.steps:
                     now.status = "completed"
                 elif now.step > 0 and now.elapsed_s >= budget_s:
@@ -115,17 +111,9 @@ def train(
             if torch.isfinite(norm):
                 optimiser.step()
                 session.add_loss(loss.detach(), rate)
-                skipped_in_a_row = 0
-                continue
-            now.skipped += 1
-            skipped_in_a_row += 1
-            _name_poisoned(module, frames, pool, now.step)
-            if skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
-                raise TrainingError(
-                    f"The gradient was not finite in {skipped_in_a_row} steps in a row (step {now.step}).",
-                    hint="Lower training.hyper.learning_rate, or look at the newest shards with `filmloop shards verify`.",
-                    ids={"job_id": job.job_id},
-                )
+                skipped.in_a_row = 0
+            else:
+                skipped.add(frames)
 
         session.agree(before_s + time.monotonic() - begun_s, False)
         session.finish()
@@ -183,10 +171,46 @@ def thinned_loss(rate_NCE: Tensor, rest_NCE: Tensor, keep_N11: Tensor, weight_NC
     return (nats_NCE * factor_NC1).sum(dim=(1, 2))
 
 
-def _name_poisoned(module: nn.Module, frames: Frames, pool: FramePool, step: int) -> None:
-    """Say which frames of a skipped step have no finite loss; it may be none, if only the gradient overflowed."""
-    with torch.no_grad():
-        bad = np.flatnonzero(~torch.isfinite(loss_N(module, frames)).cpu().numpy())
-    names = "; ".join(pool.name(int(index)) for index in frames.batch.index_N[bad[:3]])
-    named = f": {names}{' and more' if len(bad) > 3 else ''}" if len(bad) else " in no frame by itself"
-    _log.warning("step %d is skipped, its gradient is not finite; neither is the loss%s", step, named)
+def _stopped(session: Session, job_id: str) -> TerminatedError:
+    """Write the checkpoint; returns what to raise."""
+    session.save(wait=True)
+    return TerminatedError(
+        f"Job {job_id} was told to stop at step {session.now.step}.",
+        hint="Its checkpoint is written: start the same job again and it goes on from there.",
+        ids={"job_id": job_id},
+    )
+
+
+@dataclass(slots=True)
+class _Skipped:
+    """Steps that are not taken because their gradient is not finite: counted, named, and too many in a row an error."""
+
+    module: nn.Module
+    pool: FramePool
+    now: Progress
+    job_id: str
+    in_a_row: int = 0
+
+    def add(self, frames: Frames) -> None:
+        """One more.
+
+        Raises:
+            TrainingError: it is one too many.
+        """
+        self.now.skipped += 1
+        self.in_a_row += 1
+        self._name(frames)
+        if self.in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"The gradient was not finite in {self.in_a_row} steps in a row (step {self.now.step}).",
+                hint="Lower training.hyper.learning_rate, or look at the newest shards with `filmloop shards verify`.",
+                ids={"job_id": self.job_id},
+            )
+
+    def _name(self, frames: Frames) -> None:
+        """Say which frames have no finite loss; it may be none, if only the gradient overflowed."""
+        with torch.no_grad():
+            bad = np.flatnonzero(~torch.isfinite(loss_N(self.module, frames)).cpu().numpy())
+        names = "; ".join(self.pool.name(int(index)) for index in frames.batch.index_N[bad[:3]])
+        named = f": {names}{' and more' if len(bad) > 3 else ''}" if len(bad) else " in no frame by itself"
+        _log.warning("step %d is skipped, its gradient is not finite; neither is the loss%s", self.now.step, named)
