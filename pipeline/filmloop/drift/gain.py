@@ -6,6 +6,9 @@ Shape suffixes: C channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -58,3 +61,11 @@ def gain_for(channels: Channels, section: DriftSection) -> Gain | None:
     gain_C = np.where(channels.changed_C, channels.gain_C, 1.0)
     gain_C = np.clip(gain_C, 1 / section.largest_gain, section.largest_gain)
     return Gain(gain_C=tuple(gain_C.round(4).tolist()), dead=tuple(np.flatnonzero(channels.dead_C).tolist()))
+
+
+def gain_told(board: Mapping[str, Any]) -> tuple[float, ...]:
+    """The gains that the inference stage says it corrects, 0 for dead channels; empty if it does not."""
+    told = (board.get("drift") or {}).get("gain")
+    if not told:
+        return ()
+    return tuple(0.0 if channel in told["dead"] else gain for channel, gain in enumerate(told["gain_C"]))

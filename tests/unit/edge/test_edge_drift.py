@@ -7,11 +7,10 @@ import pytest
 
 from filmloop.config.schema import DriftSection
 from filmloop.core.poisson import poisson_nll
-from filmloop.drift.gain import Gain
+from filmloop.drift.gain import Gain, gain_told
 from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.gain import Corrected
 from filmloop.edge.runtimes.pending import Done, surprise_of
-from filmloop.edge.stages.staging import gain_told
 from filmloop.ports.runtime import Inferred
 from filmloop_models.catalog import get
 from filmloop_models.cookiebox.conditions import Conditions

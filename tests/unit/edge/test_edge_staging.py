@@ -662,7 +662,7 @@ def test_kills_in_a_row_add_up_and_every_lost_frame_is_told_in_a_manifest(home):
         edge.feed_all(10, first=64 + 10 * life)
         work_off(edge.stage)
         edge.stage = edge.killed()
-    assert edge.stage._totals["staging_killed"] == 30
+    assert edge.stage._book.totals["staging_killed"] == 30
     with edge:
         edge.feed_all(100, first=94)
         accounting = edge.finish()

@@ -10,34 +10,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
-from filmloop.core.documents import Accounting, PulseRange
+from filmloop.core.documents import Accounting
 from filmloop.core.errors import DataError
 from filmloop.core.types import FrameBlock
+from filmloop.drift.gain import gain_told
 from filmloop.edge.control import pending_requests
-from filmloop.edge.ring import CAME_WITH, NOT_INFERRED, NOTES, UNSTAGED, FrameRing
+from filmloop.edge.ring import NOT_INFERRED, FrameRing
 from filmloop.edge.stages.base import Stage
+from filmloop.edge.stages.book import StagingBook
 from filmloop.edge.stages.sealer import Closed, Sealer
 from filmloop.edge.tally import (
     BAD_FRAME,
-    NO_MODEL,
-    NOT_SAMPLED,
-    PASSED,
     QUEUE_FULL,
-    STAGING_KILLED,
     STOPPED,
-    add_reasons,
-    note,
 )
-from filmloop.staging.catalog import last_sealed
 from filmloop.staging.layout import next_seq
 from filmloop.staging.recovery import recover
 from filmloop.staging.sampling import Sampler
@@ -76,14 +70,10 @@ class StagingStage(Stage):
         super().__init__("staging", ring)
         self._config, self._home, self._stream, self._live = config, home, stream, live
         section = config.staging
-        self._totals = ring.staging.read()
-        self._came = [ring.source.get(name) for name in CAME_WITH]
-        # As of the last frame that the open shard has: what became of all, and how many gaps were before it.
-        self._at_last = self._came, self._totals, 0
+        self._book = StagingBook(ring)
         self._sampler = Sampler(section) if section.keep_every > 1 else None
-        self._dropped: list[PulseRange] = []
-        self._noted_at = -1
-        sealed = self._find_lost()
+        recover(home.stage, stream)
+        sealed = self._book.find_lost(home.stage, stream, self.news)
         self._seq = next_seq(home.stage, stream)
         self._writer: ShardWriter | None = None
         self._closing: set[Path] = set()
@@ -105,7 +95,7 @@ class StagingStage(Stage):
             self._look()
             # In this order: once inference has ended, `done` is its last word.
             ended, done = self.ring.inference.get("ended"), self.ring.inference.get("done")
-            if done == self._totals["taken"] and ended:
+            if done == self._book.taken and ended:
                 break
             self._shed(done)
             if not self._step(done, flush=bool(ended)):
@@ -115,15 +105,12 @@ class StagingStage(Stage):
 
     def _step(self, done: int, *, flush: bool) -> bool:
         """Take the next frames from the ring; False if there is nothing to do but wait."""
-        taken, ring = self._totals["taken"], self.ring
+        taken, ring = self._book.taken, self.ring
         if taken == done:
             return False
-        places = ring.span(taken, done)
-        runs_N = ring.run_number_F[places]
-        new_run_N = runs_N != runs_N[0]
-        if new_run_N.any():
-            places = slice(places.start, places.start + int(new_run_N.argmax()))
-        elif not flush and not self._worth_it(places):
+        there = ring.span(taken, done)
+        places = self._of_one_run(there)
+        if places == there and not flush and not self._worth_it(places):
             return False
         left_N = self.ring.version_F[places] == NOT_INFERRED
         if self.hurried or left_N[0]:
@@ -131,7 +118,7 @@ class StagingStage(Stage):
             return True
         if left_N[-1]:
             places = slice(places.start, places.start + int(left_N.argmax()))
-        writer = self._open(int(runs_N[0]))
+        writer = self._open(int(ring.run_number_F[places.start]))
         if writer is not None:
             self._take(writer, places)
             return True
@@ -150,14 +137,12 @@ class StagingStage(Stage):
 
     def _open(self, run_number: int) -> ShardWriter | None:
         """The shard for frames of this run; None while the one before cannot be given away."""
-        if self._writer is not None and (self._writer.full or run_number != self._totals["open_run"]):
+        if self._writer is not None and (self._writer.full or run_number != self._book.totals["open_run"]):
             if self._writer.frames and not self._close():
                 return None
             self._writer = None
         if self._writer is None:
-            if run_number != self._totals["open_run"] or not self._totals["open_frames"]:
-                self._totals["open_first_id"] = -1
-            self._totals["open_run"] = run_number
+            self._book.begin_shard(run_number)
             self._writer = ShardWriter(
                 self._home.stage,
                 site=self._config.site,
@@ -187,22 +172,12 @@ class StagingStage(Stage):
             self._leave_out(places, BAD_FRAME)
             return
         if kept:
-            self._count(slice(places.start, end), kept)
-            self._at_last = self._came, dict(self._totals), len(self._dropped)
+            self._book.count(slice(places.start, end), kept, self._sealer.sealed)
+            self._book.mark_last()
         if end < places.stop:
-            self._count(slice(end, places.stop), 0)
+            self._book.count(slice(end, places.stop), 0, self._sealer.sealed)
         if writer.full:
             self._close()
-
-    def _count(self, places: slice, kept: int) -> None:
-        ids_N = self.ring.pulse_id_F[places]
-        if self._totals["open_first_id"] < 0:
-            self._totals["open_first_id"] = int(ids_N[0])
-        self._totals["open_last_id"] = int(ids_N[-1])
-        self._totals["appended"] += kept
-        self._totals[NOT_SAMPLED] += len(ids_N) - kept
-        self._pass(places)
-        self._take_notes(self._totals["taken"] - 1)
 
     def _append(self, writer: ShardWriter, places: slice) -> tuple[int, int]:
         """All of the frames, or the sample of them; returns how many, and the place behind the last of these."""
@@ -216,7 +191,7 @@ class StagingStage(Stage):
                 return 0, places.start
             which, weight_N, end = kept, weight_N[keep_N], int(kept[-1]) + 1
         block = FrameBlock(
-            run_number=self._totals["open_run"],
+            run_number=self._book.totals["open_run"],
             pulse_id_N=ring.pulse_id_F[which],
             counts_NCE=ring.counts_FCE[which],
             flags_N=ring.flags_F[which],
@@ -226,73 +201,22 @@ class StagingStage(Stage):
         return writer.append(block, version_N=version_N, phase_N=phase_N, weight_N=weight_N), end
 
     def _leave_out(self, places: slice, reason: str) -> None:
-        """Count frames that are not staged; the next manifest names them."""
-        ids_N = self.ring.pulse_id_F[places]
-        self._take_notes(self._totals["taken"])
-        left_out = PulseRange(
-            first_pulse_id=int(ids_N.min()),
-            last_pulse_id=int(ids_N.max()),
-            frames=len(ids_N),
-            reason=reason,
-            run_number=int(self.ring.run_number_F[places.start]),
-        )
-        self._note(left_out, self._totals["taken"])
-        self._totals[reason] += len(ids_N)
-        self._pass(places)
-        self._noted_at = self._totals["taken"]
+        self._book.leave_out(places, reason, self._sealer.sealed)
 
     def _shed(self, done: int) -> None:
         """Of a live source, leave out the oldest frames while more wait than the site allows."""
         allowed = int(self._config.edge.shed_at * self.ring.frames)
-        if not self._live or done - self._totals["taken"] <= allowed:
+        if not self._live or done - self._book.taken <= allowed:
             return
         self.news.problem("staging cannot keep up: frames are inferred and not staged")
         end = done - allowed // 2
-        while (taken := self._totals["taken"]) < end:
-            places = self.ring.span(taken, end)
-            runs_N = self.ring.run_number_F[places]
-            new_run_N = runs_N != runs_N[0]
-            if new_run_N.any():
-                places = slice(places.start, places.start + int(new_run_N.argmax()))
-            self._leave_out(places, QUEUE_FULL)
+        while (taken := self._book.taken) < end:
+            self._leave_out(self._of_one_run(self.ring.span(taken, end)), QUEUE_FULL)
 
-    def _take_notes(self, upto: int) -> None:
-        """What the source let pass before the frame at cursor `upto`."""
-        told = self.ring.source.get("notes")
-        first = max(self._totals["notes"], told - NOTES)
-        for number in range(first, told):
-            at, passed = self.ring.read_note(number)
-            if at > upto:
-                break
-            self._note(passed, at)
-            first = number + 1
-        self._totals["notes"] = first
-
-    def _note(self, left_out: PulseRange, at: int) -> None:
-        """Add to the next manifest's list; what is left out in a row for one reason is one entry."""
-        if at == self._noted_at:
-            note(self._dropped, left_out)
-        else:
-            self._dropped.append(left_out)
-        self._noted_at = at
-
-    def _pass(self, places: slice) -> None:
-        """These places are free again. Told before the shard that holds the frames is given away: see `_find_lost`."""
-        version_N = self.ring.version_F[places]
-        no_model = int(np.count_nonzero(version_N == 0))
-        stopped = int(np.count_nonzero(version_N == NOT_INFERRED))
-        self._totals["no_model"] += no_model
-        self._totals["not_inferred"] += stopped
-        self._totals["inferred"] += len(version_N) - no_model - stopped
-        self._totals["taken"] += len(version_N)
-        self._came = self.ring.came_with_FK[places.stop - 1].tolist()
-        self._commit()
-        self.ring.bells["source"].ring()
-
-    def _commit(self) -> None:
-        self._totals["sealed"] = self._sealer.sealed
-        self._totals["open_frames"] = self._totals["appended"] - self._totals["sealed"]
-        self.ring.staging.write(self._totals)
+    def _of_one_run(self, places: slice) -> slice:
+        """The first of these places, up to where another run begins."""
+        runs_N = self.ring.run_number_F[places]
+        return slice(places.start, places.start + _leading(runs_N == runs_N[0]))
 
     def _close(self, requests: tuple[Path, ...] = (), *, at_the_end: bool = False) -> bool:
         """Give the open shard to the sealer, if there is one; False if that has enough to do."""
@@ -302,27 +226,11 @@ class StagingStage(Stage):
             return True
         if self._sealer.waiting >= _PENDING_SHARDS and not at_the_end:
             return False
-        # What was left out since its last frame is for the next one: a source that can go back brings it again.
-        before = self._at_last[2]
-        dropped, self._dropped = tuple(self._dropped[:before]), self._dropped[before:]
+        accounting, dropped = self._book.close_shard()
         writer.input_gain = gain_told(self.ring.boards["inference"].read())
-        self._sealer.put(Closed(writer=writer, accounting=self._accounting(), dropped=dropped, requests=requests))
+        self._sealer.put(Closed(writer=writer, accounting=accounting, dropped=dropped, requests=requests))
         self._writer = None
         return True
-
-    def _accounting(self) -> Accounting:
-        """What became of every frame up to the last one of the open shard, but for those that shards hold."""
-        came_with, totals, _ = self._at_last
-        came = dict(zip(CAME_WITH, came_with, strict=True))
-        passed = {reason: came[reason] for reason in PASSED}
-        return Accounting(
-            frames_in=came["frames_in"],
-            frames_inferred=totals["inferred"],
-            frames_dropped=add_reasons(passed, {NO_MODEL: totals["no_model"], STOPPED: totals["not_inferred"]}),
-            frames_unstaged=add_reasons(passed, {reason: totals[reason] for reason in UNSTAGED}),
-            frames_missing=came["missing"],
-            frames_out_of_order=came["out_of_order"],
-        )
 
     def _look(self) -> None:
         """A few times a second: is the open shard due, does somebody ask for a seal?"""
@@ -330,8 +238,8 @@ class StagingStage(Stage):
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        if self._totals["sealed"] != self._sealer.sealed:
-            self._commit()
+        if self._book.totals["sealed"] != self._sealer.sealed:
+            self._book.commit(self._sealer.sealed)
         if self._writer is not None and self._writer.age_s >= self._config.staging.seal_after_s:
             self._close()
         self._answer()
@@ -350,38 +258,10 @@ class StagingStage(Stage):
             return
         head = self.ring.source.get("head")
         self._asked = {path: self._asked.get(path, head) for path in found}
-        due = (path for path, upto in self._asked.items() if upto <= self._totals["taken"])
+        due = (path for path, upto in self._asked.items() if upto <= self._book.taken)
         new = tuple(path for path in due if path not in self._closing)
         if new and self._close(new):
             self._closing.update(new)
-
-    def _find_lost(self) -> int:
-        """Clean up after a crash; returns how many frames sealed shards hold, and counts those of the open ones.
-
-        The cell is written before a shard is given away, so the disk never holds a frame that the cell has not passed.
-        """
-        recover(self._home.stage, self._stream)
-        last = last_sealed(self._home.stage, self._stream)
-        sealed = 0 if last is None else last.manifest.accounting.frames_staged
-        totals = self._totals
-        lost = totals["appended"] - sealed
-        told = 0 if last is None else last.manifest.accounting.frames_unstaged.get(STAGING_KILLED, 0)
-        # A life that was killed before it sealed anything could not tell of what the one before it had lost.
-        untold = totals[STAGING_KILLED] - told
-        if lost > 0 or untold > 0:
-            first_id, last_id = totals["open_first_id"], totals["open_last_id"]
-            if last is not None and last.manifest.run_number == totals["open_run"]:
-                first_id = min(last.manifest.last_pulse_id + 1, last_id)
-            killed = PulseRange(
-                first_pulse_id=first_id, last_pulse_id=last_id, frames=lost + untold, reason=STAGING_KILLED,
-                run_number=totals["open_run"],
-            )  # fmt: skip
-            self._dropped.append(killed)
-        if lost > 0:
-            self.news.problem(f"{lost} frames of the open shard were lost when staging was ended by force")
-            totals[STAGING_KILLED] += lost
-        totals["appended"] = sealed
-        return sealed
 
     def _end(self) -> None:
         """Seal for the last time; what the disk does not take is counted."""
@@ -392,23 +272,12 @@ class StagingStage(Stage):
             self._sealer.join(_LOOK_EVERY_S)
             self.beat()
         frames, reason = self._sealer.give_up()
-        self._totals[reason] += frames
-        self._totals["appended"] -= frames
         if self._sealer.failure is not None:
             raise self._sealer.failure
-        self._totals["ended"] = 1
-        self._commit()
+        self._book.give_up(frames, reason, self._sealer.sealed)
 
     def _at_most(self, end_s: float) -> float:
         return min(end_s, time.monotonic() + _HURRY_S) if self.hurried else end_s
-
-
-def gain_told(board: Mapping[str, Any]) -> tuple[float, ...]:
-    """The gains that the inference stage says it corrects, 0 for dead channels; empty if it does not."""
-    told = (board.get("drift") or {}).get("gain")
-    if not told:
-        return ()
-    return tuple(0.0 if channel in told["dead"] else gain for channel, gain in enumerate(told["gain_C"]))
 
 
 def _leading(true_N: npt.NDArray[np.bool_]) -> int:
