@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from filmloop.edge.service import EdgeService
     from filmloop.journal import CycleParts
     from filmloop.ports.launcher import Launcher
+    from filmloop.ports.mover import Mover
     from filmloop.ports.registry import Registry
     from filmloop.ports.source import FrameSource
 
@@ -173,14 +174,35 @@ def open_launcher(site: Site) -> Launcher:
         from filmloop.adapters.pbs.launcher import PbsLauncher
 
         return PbsLauncher(section=section)
+    if section.kind == "globus":
+        from filmloop.adapters.globus.launcher import GlobusLauncher
+
+        return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
     from filmloop.adapters.local.launcher import LocalLauncher
 
     return LocalLauncher(section=section, worker=warm_worker(site))
 
 
+def open_mover(site: Site) -> Mover:
+    """What moves files between the edge and the cluster; nothing is asked or moved yet."""
+    section, home = site.config.mover, site.home
+    if section.kind == "globus":
+        from filmloop.adapters.globus.mover import GlobusMover
+
+        return GlobusMover(section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves)
+    from filmloop.adapters.local.mover import LocalMover
+
+    return LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=section)
+
+
+def cluster_root(site: Site) -> Path:
+    """The folder on the cluster for data, weights and runs, as the cluster's own programs name it."""
+    section = site.config.mover
+    return Path(section.cluster.host_path) if section.kind == "globus" else site.home.cluster
+
+
 def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
     """All that a cycle works with."""
-    from filmloop.adapters.local.mover import LocalMover
     from filmloop.journal import CycleParts
 
     home, config = site.home, site.config
@@ -188,12 +210,12 @@ def cycle_parts(site: Site, ledger: Ledger, registry: Registry) -> CycleParts:
         config=config,
         home=home,
         ledger=ledger,
-        mover=LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=config.mover),
+        mover=open_mover(site),
         launcher=open_launcher(site),
         registry=registry,
         stream=site.stream,
         frame_shape=config.frame_shape,
-        cluster_root=home.cluster,
+        cluster_root=cluster_root(site),
         code_commit=code_commit(),
     )
 

@@ -15,6 +15,7 @@ from typing import Literal
 from filmloop.adapters.batch.launcher import BatchLauncher
 from filmloop.bootstrap import Site, open_launcher, open_source
 from filmloop.config.schema import LocalLauncher
+from filmloop.config.schema import LocalMover as LocalMoverSection
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, sha256_bytes
 from filmloop.core.retry import wait_until
@@ -148,10 +149,12 @@ def _mover(site: Site) -> Finding:
     """A tiny file goes to the cluster and is verified there; both sides are as before afterwards."""
     from filmloop.adapters.local.mover import LocalMover
 
+    section = site.config.mover
+    assert isinstance(section, LocalMoverSection)
     home, name, data = site.home, f".check-{uuid.uuid4().hex}", b"filmloop site check"
     edge, cluster = home.root / name, home.cluster / name
     new = [path for path in (home.cluster, home.root) if not path.exists()]
-    mover = LocalMover(edge_root=edge, cluster_root=cluster, journal=edge / "moves", section=site.config.mover)
+    mover = LocalMover(edge_root=edge, cluster_root=cluster, journal=edge / "moves", section=section)
     try:
         atomic_write_bytes(edge / "probe", data)
         item = MoveItem(

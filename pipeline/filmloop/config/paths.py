@@ -79,8 +79,13 @@ class Home:
 
     @property
     def moves(self) -> Path:
-        """The local mover's journal."""
+        """The mover's journal."""
         return self.root / "moves"
+
+    @property
+    def launches(self) -> Path:
+        """The journal of a launcher whose jobs run where this machine cannot look."""
+        return self.root / "launches"
 
     @property
     def demo(self) -> Path:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from filmloop.config.globus import GlobusLauncher, GlobusMover, GlobusSection
 from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
 from filmloop.config.sources import PvAccessSource, ReplaySource, SimulatorSource, Source, ZeroMqSource
@@ -13,6 +14,9 @@ from filmloop.core.documents import HoldoutPolicy, TrainHyper
 from filmloop.core.fsio import canonical_json, sha256_bytes
 
 __all__ = [
+    "GlobusLauncher",
+    "GlobusMover",
+    "GlobusSection",
     "PbsLauncher",
     "PvAccessSource",
     "ReplaySource",
@@ -145,13 +149,16 @@ class LocalLauncher(Section):
     )
 
 
-def _local_by_default(launcher: Any) -> Any:
+def _local_by_default(section: Any) -> Any:
     """A section that names no kind is of the local one, as every key has a default."""
-    return {"kind": "local"} | launcher if isinstance(launcher, dict) else launcher
+    return {"kind": "local"} | section if isinstance(section, dict) else section
 
 
+Mover = Annotated[LocalMover | GlobusMover, Field(discriminator="kind"), BeforeValidator(_local_by_default)]
 Launcher = Annotated[
-    LocalLauncher | SlurmLauncher | PbsLauncher, Field(discriminator="kind"), BeforeValidator(_local_by_default)
+    LocalLauncher | SlurmLauncher | PbsLauncher | GlobusLauncher,
+    Field(discriminator="kind"),
+    BeforeValidator(_local_by_default),
 ]
 
 
@@ -257,7 +264,8 @@ class SiteConfig(Section):
     model: ModelSection = ModelSection()
     edge: EdgeSection = EdgeSection()
     staging: StagingSection = StagingSection()
-    mover: LocalMover = LocalMover()
+    globus: GlobusSection = GlobusSection()
+    mover: Mover = LocalMover()
     launcher: Launcher = LocalLauncher()
     registry: MlflowRegistry = MlflowRegistry()
     training: TrainingSection = TrainingSection()
