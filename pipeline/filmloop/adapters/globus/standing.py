@@ -49,7 +49,11 @@ class Standing:
         self._request = request
         self._deadline_s = entry.job().deadline_s
         self._token = ""
-        self._forget()
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending")
+        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
+        self._cancels = 0
+        self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
 
     def now(self, sending: Sending) -> LaunchStatus:
         """How the attempt stands.
@@ -72,12 +76,9 @@ class Standing:
         return self._last
 
     def _forget(self) -> None:
-        self._asked_s: float = float("-inf")
-        self._answered_s: float = float("-inf")
-        self._last: LaunchStatus = LaunchStatus(state="pending", detail="It was submitted.")
-        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
-        self._cancels = 0
-        self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending", detail="It was submitted.")
+        self._errand, self._cancels, self._waits_at_s = None, 0, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
         told = self._compute.ask(sending.task_id)
