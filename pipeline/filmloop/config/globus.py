@@ -15,8 +15,8 @@ from filmloop.config.section import Section
 
 Uuid = Annotated[str, Field(pattern=r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$")]
 """An identifier as Globus writes it; '' is one that the site's people still have to fill in."""
-CollectionPath = Annotated[str, Field(pattern=r"^(/|~/)[^\r\n]*$")]
-"""A folder as the collection shows it, which is not the host's path."""
+CollectionPath = Annotated[str, Field(pattern=r"^((/|~/)[^\r\n]*)?$")]
+"""A folder as the collection shows it, which is not the host's path; '' is one that a person still has to fill in."""
 HostPath = Annotated[str, Field(pattern=r"^(/[^\r\n]*)?$")]
 
 
@@ -78,8 +78,9 @@ class GlobusMover(Section):
     @property
     def missing(self) -> tuple[str, ...]:
         """The keys without which nothing can be moved, and that are empty."""
-        needed = ("edge.collection", self.edge.collection), ("cluster.collection", self.cluster.collection)
-        return tuple(key for key, value in (*needed, ("cluster.host_path", self.cluster.host_path)) if not value)
+        sides = (("edge", self.edge), ("cluster", self.cluster))
+        empty = [f"{name}.{key}" for name, side in sides for key in ("collection", "path") if not getattr(side, key)]
+        return tuple(empty + ([] if self.cluster.host_path else ["cluster.host_path"]))
 
     @model_validator(mode="after")
     def _two_folders(self) -> Self:

@@ -18,6 +18,10 @@ from globus_compute_endpoint.endpoint.config import utils
 from globus_compute_endpoint.endpoint.config.config import CoreEndpointConfig, UserEndpointConfig
 from globus_compute_endpoint.endpoint.identity_mapper import MappedPosixIdentity
 
+from filmloop.config.loader import load_site
+from filmloop.config.schema import GlobusLauncher
+from unit.site.test_globus_sites import filled
+
 FOLDER = Path(__file__).parents[3] / "site_configs/endpoints"
 TEMPLATE = FOLDER / "user_config_template.yaml.j2"
 SCHEMA = FOLDER / "user_config_schema.json"
@@ -71,6 +75,27 @@ def load() -> Iterator[Load]:
 )
 def test_each_kind_of_options_gives_an_engine_that_loads(load: Load, options: Options, engine: str) -> None:
     assert type(load(options).engine).__name__ == engine
+
+
+@pytest.mark.parametrize("name", ["lcls-polaris", "lcls-perlmutter"])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_options_of_each_site_file_give_an_engine(load: Load, name: str, nodes: int) -> None:
+    more = {"launcher.nodes": 2, "launcher.options.nodes_per_block": 2, "launcher.options.mpi": True}
+    launcher = filled(name, **(more if nodes == 2 else {})).launcher
+    assert isinstance(launcher, GlobusLauncher)
+    # The interface of the facility's login nodes is not one of this machine.
+    engine = load(launcher.options | {"interface": "lo"}).engine
+    assert type(engine).__name__ == ("GlobusMPIEngine" if nodes == 2 else "GlobusComputeEngine")
+    assert engine.executor.provider.nodes_per_block == nodes
+    assert type(load(launcher.control).engine).__name__ == "ProcessPoolEngine"
+
+
+@pytest.mark.parametrize("name", ["lcls-polaris", "lcls-perlmutter"])
+def test_a_site_file_that_nobody_filled_in_is_refused_by_the_endpoint(name: str) -> None:
+    launcher = load_site(FOLDER.parent / f"{name}.toml").launcher
+    assert isinstance(launcher, GlobusLauncher)
+    with pytest.raises(jsonschema.ValidationError, match=r"non-empty|too short"):
+        render(launcher.options)
 
 
 def test_a_job_of_pbs_asks_for_what_the_options_say(load: Load) -> None:
