@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flask import Request, abort, jsonify, make_response, request
 
@@ -130,7 +130,7 @@ class Hub:
         return token
 
 
-def refuse(status: int, code: str, message: str, headers: Mapping[str, str] | None = None, **fields: Any) -> Any:
+def refuse(status: int, code: str, message: str, headers: Mapping[str, str] | None = None, **fields: Any) -> NoReturn:
     """End the request in hand with an error document as Transfer writes them."""
     body = {"code": code, "message": message, "request_id": secrets.token_hex(5), "resource": request.path, **fields}
     answer = make_response(jsonify(body), status)
