@@ -9,6 +9,7 @@ import pytest
 from globus_compute_sdk.sdk import executor
 
 from filmloop.testing.globus.hosted import Hosted, hosted
+from filmloop.testing.slurm import ON_ONE_MACHINE, SlurmRig
 from rigs.broker import Broker, broker, missing
 from rigs.endpoint import Endpoint, endpoint
 
@@ -31,8 +32,8 @@ def _broker() -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def _hosted(_broker: Broker) -> Iterator[Hosted]:
-    with hosted(amqp=_broker.url) as services:
+def _hosted(_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with hosted(tmp_path_factory.mktemp("hosted"), amqp=_broker.url) as services:
         yield services
 
 
@@ -42,21 +43,44 @@ def _endpoint(_hosted: Hosted) -> Iterator[Endpoint]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def _slurm_endpoint(_hosted: Hosted, _slurm_rig: SlurmRig) -> Iterator[Endpoint]:
+    with endpoint(_hosted, environ=_slurm_rig.environ | ON_ONE_MACHINE) as found:
+        yield found
+
+
 @pytest.fixture
 def compute(
     _broker: Broker, _hosted: Hosted, _endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Compute]:
     """Services, a real broker and a real endpoint that is online; the SDK of this process speaks to them as its owner."""
-    for name, value in _endpoint.environ.items():
+    yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint), monkeypatch)
+
+
+@pytest.fixture
+def slurm_compute(
+    _broker: Broker, _hosted: Hosted, _slurm_endpoint: Endpoint, slurm: SlurmRig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Compute]:
+    """The same with an endpoint whose queue is a real Slurm of two nodes."""
+    yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_slurm_endpoint), monkeypatch)
+
+
+def _whole(rig: Compute, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compute]:
+    for name, value in rig.endpoint.environ.items():
         monkeypatch.setenv(name, value)
-    yield Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint)
+    yield rig
     _end_watchers()
-    _hosted.reset()
-    _broker.restore()
-    _endpoint.restore()
+    rig.hosted.reset()
+    rig.broker.restore()
+    rig.endpoint.restore()
 
 
 def _end_watchers() -> None:
-    """The SDK's threads that wait for results outlive their executors; those of lost tasks would hold up the end of the run."""
+    """End the SDK's threads that wait for results: they outlive their executors, wait for ever for those of lost tasks at
+    the end of the process, and leave sockets of their event loop open.
+    """
     for watcher in list(executor._RESULT_WATCHERS.values()):
+        connection = watcher._connection
         watcher.shutdown(wait=True, cancel_futures=True)
+        if connection is not None:
+            connection.ioloop.close()
