@@ -41,7 +41,7 @@ def told(failure: str) -> Told:
         (told("InvalidResourceSpecification({'num_nodes'})"), "failed", "ConfigError", "num_nodes"),
         (told(RAISED), "failed", "", "KeyError: 'python'"),
         (told(""), "failed", "", "no word"),
-        (Told(state="gone"), "lost", "", "does not know"),
+        (Told(state="gone"), "lost", "", "neither its task"),
     ],
 )
 def test_a_task_without_a_result(what: Told, state: str, error: str, says: str) -> None:
