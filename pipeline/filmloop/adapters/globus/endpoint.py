@@ -9,7 +9,7 @@ from typing import Any
 
 from filmloop import __version__
 from filmloop.adapters.globus import versions
-from filmloop.adapters.globus.compute import Budget, Compute, Sent, Told, source_digest
+from filmloop.adapters.globus.compute import Budget, Compute, Sent, Told, Use, source_digest
 from filmloop.adapters.globus.launchjournal import Endpoint, LaunchJournal, Sending
 from filmloop.adapters.globus.wire import TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
@@ -118,11 +118,12 @@ class Known:
         options: Mapping[str, str | int | float | bool],
         group: str = "",
         resources: Mapping[str, Any] | None = None,
+        use: Use = "submit",
     ) -> Sent:
         """Send a request to the program over there."""
         known = self._journal.endpoint(self._section.endpoint) or self.get()
         return self._compute.submit(
-            known.function_id, request.as_json(), options=options, group=group, resources=resources
+            known.function_id, request.as_json(), options=options, group=group, resources=resources, use=use
         )
 
     def request(
