@@ -89,6 +89,7 @@ class Standing:
         self._asked_s = self._answered_s = float("-inf")
         self._last = LaunchStatus(state="pending")
         self._errand: Errand | None = None
+        self._twin: Errand | None = None
         self._cancels = 0
         self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
 
@@ -115,12 +116,13 @@ class Standing:
     def _forget(self) -> None:
         self._asked_s = self._answered_s = float("-inf")
         self._last = LaunchStatus(state="pending", detail="It was submitted.")
-        self._errand, self._cancels, self._waits_at_s = None, 0, 0.0
+        self._errand, self._twin, self._cancels, self._waits_at_s = None, None, 0, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
-        told = self._compute.ask(sending.task_id)
-        if told.state != "pending":
-            return self._judge(sending, answer_of(told, self._entry.job().job_id))
+        for task_id in (sending.task_id, *sending.twins):
+            told = self._compute.ask(task_id)
+            if told.state != "pending":
+                return self._judge(sending, answer_of(told, self._entry.job().job_id))
         answer = self._run_errand(sending)
         if answer is not None and answer.state not in ("absent", "waiting"):
             return self._judge(sending, answer)
@@ -158,8 +160,7 @@ class Standing:
         if wanted == "cancel":
             request = request.model_copy(update={"why": self._entry.cancelled()})
         self._errand = Errand(wanted)
-        options = self._section.control or self._section.options
-        self._errand.start(lambda: self._known.send(request, options=options, use="errand").task_id)
+        self._errand.start(lambda: self._known.send(request, use="errand").task_id)
         return answer or self._first_answer(sending)
 
     def _first_answer(self, sending: Sending) -> TaskAnswer | None:
@@ -234,8 +235,25 @@ class Standing:
             )
         if waited_s > wait_s + _SKEW_S:
             return self._withdraw(sending)
+        self._send_twin(sending, waited_s)
         seen = "It waits for the endpoint or in its queue" if self._section.control else "It waits or runs"
         return replace(self._last, state="pending", detail=f"{seen}: Globus Compute task {sending.task_id}.")
+
+    def _send_twin(self, sending: Sending, waited_s: float) -> None:
+        """Send an attempt that does not begin once more, after `silent_s` and then ever more rarely.
+
+        A user endpoint that dies takes what it had not begun with it, and nobody tells. A submission starts another one; the
+        run folder makes one of all tasks of an attempt.
+        """
+        if self._twin is not None and self._twin.task_id:
+            sending = self._entry.write(sending.model_copy(update={"twins": (*sending.twins, self._twin.task_id)}))
+        if self._twin is not None and (self._twin.task_id or self._twin.error is not None):
+            self._twin = None
+        due_s = self._section.silent_s * 2 ** len(sending.twins)
+        if self._waits_at_s and waited_s > due_s and self._twin is None and self._known.budget.take():
+            request = self._request("train", sending)
+            self._twin = Errand("train")
+            self._twin.start(lambda: self._known.send(request, group=sending.group, use="errand").task_id)
 
     def _is_known_to_wait(self, sending: Sending) -> bool:
         return self._waits_at_s > epoch_s(sending.submitted_utc) + self._section.queue_wait_s + _SKEW_S / 2
@@ -247,7 +265,7 @@ class Standing:
         )
         request = self._request("cancel", sending).model_copy(update={"why": self._entry.cancelled()})
         with suppress(TransientError, ConfigError):
-            self._known.send(request, options=self._section.control)
+            self._known.send(request)
         answer = TaskAnswer(job_id=self._entry.job().job_id, state="failed", detail=self._entry.cancelled())
         return self._entry.end(answer)
 
