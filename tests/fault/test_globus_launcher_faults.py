@@ -129,6 +129,10 @@ def test_a_killed_user_endpoint_takes_its_training_with_it_and_the_next_attempt_
     compute.endpoint.kill_user_endpoints()
     assert "told to stop" in ended(launcher, handle).detail
     finished(launcher, job, trainings=2)
+    # The service still counted the dead one as alive and put the second attempt before it, where nobody took it.
+    sending = launcher._journal.find(handle).sending()
+    assert sending is not None
+    assert (sending.attempt, len(sending.twins) > 0) == (2, True)
 
 
 @pytest.mark.slow

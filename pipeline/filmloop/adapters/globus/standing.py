@@ -250,7 +250,7 @@ class Standing:
         if self._twin is not None and (self._twin.task_id or self._twin.error is not None):
             self._twin = None
         due_s = self._section.silent_s * 2 ** len(sending.twins)
-        if self._waits_at_s and waited_s > due_s and self._twin is None and self._known.budget.take():
+        if self._waits_at_s and waited_s > due_s and self._twin is None:
             request = self._request("train", sending)
             self._twin = Errand("train")
             self._twin.start(lambda: self._known.send(request, group=sending.group, use="errand").task_id)
