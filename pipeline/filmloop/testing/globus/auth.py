@@ -25,17 +25,13 @@ def blueprint(hub: Hub) -> Blueprint:
 
 
 def _token_routes(routes: Blueprint, hub: Hub) -> None:
+    grants = {"client_credentials": client_credentials, "authorization_code": exchange, "refresh_token": refresh}
+
     @routes.post("/v2/oauth2/token")
     def token() -> Response:
         with hub.lock:
-            kind = request.form.get("grant_type")
-            if kind == "client_credentials":
-                return client_credentials(hub)
-            if kind == "authorization_code":
-                return exchange(hub)
-            if kind == "refresh_token":
-                return refresh(hub)
-        oauth_error(400, "unsupported_grant_type")
+            grant = grants.get(request.form.get("grant_type", ""))
+            return grant(hub) if grant else oauth_error(400, "unsupported_grant_type")
 
     @routes.post("/v2/oauth2/token/revoke")
     def revoke() -> Response:
