@@ -92,6 +92,7 @@ def test_a_writer_that_is_killed_leaves_the_tokens_of_before(path: Path) -> None
         held = TokenStore(path).get_token_data_by_resource_server()
         assert held["mine"].access_token == "value"
         TokenStore(path).remove_token_data("w0")
+        assert {file.name for file in path.parent.iterdir()} == {"tokens.json", "tokens.json.lock"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', '{"format_version": "9.0", "data": {}}', "\x00\xff"])
