@@ -21,6 +21,8 @@ from filmloop.core.fsio import create_json, disk_errors, try_lock
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, MoveStatus
 
+_JOIN_S = 30.0
+"""So long a thread that was told to stop is waited for."""
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 Worker = TypeVar("Worker", bound=MoveThread)
 
@@ -98,7 +100,7 @@ class JournalledMover(ABC, Generic[Worker]):
         with disk_errors(folder):
             (folder / CANCEL).touch()
         if worker := self._work_on(handle):
-            worker.thread.join(self._wedged_s)
+            worker.thread.join(_JOIN_S)
 
     def close(self) -> None:
         """End all threads of this instance; unfinished moves go on at the next poll of any instance."""
@@ -108,7 +110,7 @@ class JournalledMover(ABC, Generic[Worker]):
         for worker in workers:
             worker.let_go()
         for worker in workers:
-            worker.thread.join(self._wedged_s)
+            worker.thread.join(_JOIN_S)
 
     def seen_from_outside(self, request: MoveRequest) -> MoveStatus:
         """Progress of a move that another process works on."""
@@ -167,13 +169,13 @@ class JournalledMover(ABC, Generic[Worker]):
                 return True
 
         hint = "Is the file system there? Submit it again."
-        wait_until(reopened, deadline_s=self._wedged_s, what=f"The end of move {key}", hint=hint, first_s=0.001)
+        wait_until(reopened, deadline_s=_JOIN_S, what=f"The end of move {key}", hint=hint, first_s=0.001)
 
     def _forget(self, key: str) -> None:
         with self._mutex:
             worker = self._workers.pop(key, None)
         if worker is not None:
-            worker.thread.join(self._wedged_s)
+            worker.thread.join(_JOIN_S)
 
     def _work_on(self, key: str) -> Worker | None:
         """The worker of this move in this process; None if another process has it or it has just ended."""

@@ -23,6 +23,10 @@ class StoppedError(Exception):
     """Raised between two steps of a move that somebody cancelled or that its process lets go."""
 
 
+class OverdueError(TransientError):
+    """A move passed its deadline."""
+
+
 class MoveThread(ABC):
     """One thread that works on one move until it ended, or at once gives way to another process that does.
 
@@ -64,10 +68,10 @@ class MoveThread(ABC):
         """
 
     @abstractmethod
-    def tidy(self) -> None:
-        """Remove what a move that ended leaves nobody."""
+    def tidy(self, *, succeeded: bool) -> None:
+        """Remove what nobody needs of a move that ended."""
 
-    def cancelled(self) -> None:
+    def cancelled(self) -> None:  # noqa: B027 - most movers have nothing at work elsewhere
         """Stop what works on the move elsewhere, after somebody cancelled it."""
 
     def stopped(self) -> bool:
@@ -83,12 +87,12 @@ class MoveThread(ABC):
 
         Raises:
             StoppedError: it was cancelled, or is left to whoever polls next.
-            TransientError: its deadline passed.
+            OverdueError: its deadline passed.
         """
         if self.stopped():
             raise StoppedError
         if self.overdue():
-            raise TransientError(
+            raise OverdueError(
                 f"Move {self.request.key} did not end within {self.deadline_s:g} s.",
                 hint="What arrived stays; submit it again to go on, or raise mover.deadline_s in the site file.",
             )
@@ -123,7 +127,7 @@ class MoveThread(ABC):
                 self._end("failed", f"{type(exc).__name__}: {exc}", retryable=False)
 
     def _end(self, state: Literal["succeeded", "failed"], detail: str = "", *, retryable: bool = True) -> None:
-        self.tidy()
+        self.tidy(succeeded=state == "succeeded")
         outcome = MoveOutcome(
             state=state,
             files_done=self.files_done,

@@ -40,6 +40,6 @@ class MoveWorker(MoveThread):
         if unsynced is not None:
             fsync_dir(unsynced)
 
-    def tidy(self) -> None:
+    def tidy(self, *, succeeded: bool) -> None:
         """Remove half copies: they give their space back."""
         shutil.rmtree(self._incoming, ignore_errors=True)
