@@ -25,11 +25,13 @@ from filmloop.adapters.local.deliver import below, check_content, is_delivered, 
 from filmloop.adapters.local.movejournal import MoveRequest
 from filmloop.adapters.local.movethread import MoveThread, OverdueError
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 
 _CANCEL_S = 30.0
 """So long the end of cancelled tasks is waited for; what has not ended by then is seen to at the next call."""
 _LONGEST_PAUSE_S = 60.0
+_DEADLINE_MARGIN_S = 60.0
+"""Clocks differ: a document so close to its deadline is not sent any more."""
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class GlobusMove(MoveThread):
         except VerdictError as verdict:
             self._give_up(str(verdict))
             raise verdict.error from verdict
-        except (OverdueError, DataError) as exc:
+        except (OverdueError, DataError, ConfigError) as exc:
             self._give_up(exc.message)
             raise
         except LostError:
@@ -177,7 +179,7 @@ class GlobusMove(MoveThread):
             if task.task_id:
                 continue
             task_id: str | None = None
-            if epoch_s(task.deadline_utc) > time.time():
+            if epoch_s(task.deadline_utc) > time.time() + _DEADLINE_MARGIN_S:
                 document = self._attempts.document(attempt, number)
                 task_id = self._ask(lambda t, document=document: t.submit(document))  # type: ignore[misc]
             else:
@@ -197,8 +199,9 @@ class GlobusMove(MoveThread):
             self.files_done, self.bytes_done, self.detail = files + view.files, size_bytes + view.bytes, text
 
         watch = Watch(
-            task.task_id, ask=self._ask, pause=self.pause, poll_s=self._section.poll_s, stall_s=self._section.stall_s,
-            look=self._look, tell=tell,
+            task.task_id, size_bytes=sum(self._items[number].size_bytes for number in task.items),
+            ask=self._ask, pause=self.pause, poll_s=self._section.poll_s,
+            stall_s=self._section.stall_s, look=self._look, tell=tell,
         )  # fmt: skip
         view = watch.until_done()
         self._count(task.items)

@@ -18,6 +18,8 @@ from filmloop.adapters.globus.errors import globus_errors
 from filmloop.config.globus import GlobusMover, GlobusSection
 
 T = TypeVar("T")
+_READINGS = 3
+"""Times that a file is read to be hashed: to compare it, at the source, at the target."""
 _EVENTS = 20
 """Errors that are looked at when a task is in trouble, newest first."""
 
@@ -32,8 +34,8 @@ class TaskView:
         faults: Errors so far, passing ones among them.
         files: Transferred so far.
         bytes: Transferred so far.
+        checksummed: Bytes that were hashed so far, on both sides.
         skipped: Files that were there already, by checksum.
-        progress: Changes whenever anything was done.
         code: Of the error that ended it.
         reason: The error that ended it, in words.
     """
@@ -44,8 +46,8 @@ class TaskView:
     faults: int
     files: int
     bytes: int
+    checksummed: int
     skipped: int
-    progress: tuple[int, ...]
     code: str
     reason: str
 
@@ -53,6 +55,15 @@ class TaskView:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in ("SUCCEEDED", "FAILED")
+
+    def progress(self, size_bytes: int) -> tuple[int, ...]:
+        """Changes whenever something was done; a file of the `size_bytes` in all that is sent over and over does not count."""
+        return (
+            self.files,
+            self.skipped,
+            min(self.bytes, size_bytes),
+            min(self.checksummed, _READINGS * size_bytes),
+        )
 
     @classmethod
     def of(cls, body: Any) -> TaskView:
@@ -62,8 +73,6 @@ class TaskView:
             return int(body.get(name) or 0)
 
         fatal = body.get("fatal_error") or {}
-        counters = ("bytes_transferred", "bytes_checksummed", "files_transferred", "files_skipped", "subtasks_succeeded",
-                    "subtasks_skipped_errors", "files", "directories")  # fmt: skip
         return cls(
             status=str(body.get("status")),
             nice=str(body.get("nice_status") or ""),
@@ -71,8 +80,8 @@ class TaskView:
             faults=number("faults"),
             files=number("files_transferred"),
             bytes=number("bytes_transferred"),
+            checksummed=number("bytes_checksummed"),
             skipped=number("files_skipped"),
-            progress=tuple(number(name) for name in counters),
             code=str(fatal.get("code") or ("CANCELED" if body.get("canceled_by_admin") else "")),
             reason=str(body.get("canceled_by_admin_message") or fatal.get("description") or ""),
         )
@@ -129,12 +138,13 @@ class Taken(Exception):  # noqa: N818 - an answer, not an error
 class Transfer:
     """Globus Transfer for one thread, as one identity.
 
-    Every method raises `TransientError` (away, slow, busy), `AuthError` (login, consent, permission) or `DataError`
-    (refused).
+    Every method raises `TransientError` (away, slow, busy), `AuthError` (login, consent, permission), `ConfigError`
+    (refused) or `DataError` (no such path).
     """
 
     def __init__(self, globus: GlobusSection, section: GlobusMover, role: Role) -> None:
-        with globus_errors("Opening Globus Transfer"):
+        self._role = role
+        with globus_errors("Opening Globus Transfer", role=role):
             self._client = globus_sdk.TransferClient(
                 app=open_app(globus, role), transport=RequestsTransport(http_timeout=section.request_timeout_s)
             )
@@ -187,7 +197,7 @@ class Transfer:
     def arrivals(self, task_id: str) -> Iterator[Arrival]:
         """Every file that a task which ended has transferred; those that were there already are not among them."""
         pages = self._client.paginated.task_successful_transfers(task_id)
-        with globus_errors(f"Asking what task {task_id} transferred"):
+        with globus_errors(f"Asking what task {task_id} transferred", role=self._role):
             for row in pages.items():
                 yield Arrival(
                     path=str(row["destination_path"]),
@@ -236,11 +246,11 @@ class Transfer:
         self._file_operation(f"Making {path}", lambda: self._client.operation_mkdir(collection, path))
 
     def _ask(self, what: str, send: Callable[[], T]) -> T:
-        with globus_errors(what):
+        with globus_errors(what, role=self._role):
             return send()
 
     def _unless_missing(self, what: str, send: Callable[[], T]) -> T | None:
-        with globus_errors(what):
+        with globus_errors(what, role=self._role):
             try:
                 return send()
             except globus_sdk.TransferAPIError as exc:
@@ -249,7 +259,7 @@ class Transfer:
                 raise
 
     def _file_operation(self, what: str, send: Callable[[], Any]) -> None:
-        with globus_errors(what):
+        with globus_errors(what, role=self._role):
             try:
                 send()
             except globus_sdk.TransferAPIError as exc:
@@ -261,4 +271,8 @@ class Transfer:
 
 
 def _is_missing(exc: globus_sdk.TransferAPIError) -> bool:
-    return exc.http_status == 404 and (exc.code or "").endswith("NotFound")
+    """Nothing is at a path, or no folder; an absent collection is another matter."""
+    code = exc.code or ""
+    return code.endswith("NotDirectory") or (
+        exc.http_status == 404 and code.endswith("NotFound") and "Endpoint" not in code
+    )

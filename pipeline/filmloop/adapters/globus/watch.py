@@ -26,6 +26,7 @@ class Watch:
 
     Args:
         task_id: Which.
+        size_bytes: Of all its files.
         ask: Sends a request.
         pause: Waits; raises when the move is to stop.
         poll_s: Between two requests.
@@ -38,6 +39,7 @@ class Watch:
         self,
         task_id: str,
         *,
+        size_bytes: int,
         ask: Ask,
         pause: Callable[[float], None],
         poll_s: float,
@@ -45,7 +47,7 @@ class Watch:
         look: Callable[[Fault], None],
         tell: Callable[[TaskView, str], None],
     ) -> None:
-        self._task_id, self._ask, self._pause = task_id, ask, pause
+        self._task_id, self._size_bytes, self._ask, self._pause = task_id, size_bytes, ask, pause
         self._poll_s, self._stall_s, self._look, self._tell = poll_s, stall_s, look, tell
         self._fault: Fault | None = None
         self._faults = 0
@@ -66,8 +68,9 @@ class Watch:
             view = self._ask(lambda t: t.task(self._task_id))
             if view is None:
                 raise VerdictError(TransientError(f"Transfer does not know task {self._task_id} any more."))
-            if view.progress != seen or (view.nice.casefold() == _QUEUED and not view.paused):
-                seen, since_s = view.progress, time.monotonic()
+            progress = view.progress(self._size_bytes)
+            if progress != seen or (view.nice.casefold() == _QUEUED and not view.paused):
+                seen, since_s = progress, time.monotonic()
             if view.status == "SUCCEEDED":
                 return view
             self._ask_why(view)
