@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from filmloop.adapters.globus.diagnose import ended_badly, stalled, words
-from filmloop.adapters.globus.place import Ask
+from filmloop.adapters.globus.patience import Ask
 from filmloop.adapters.globus.transfer_client import Fault, TaskView
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 
