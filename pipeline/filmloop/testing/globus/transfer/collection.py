@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,10 @@ class Collection:
     rules: list[Rule] | None = None
     """Access list; None: everybody may read and write."""
     quota_bytes: int | None = None
+    policies: list[str] = field(default_factory=list)
+    """Session policies that a person's login must have met; an application has none and is refused."""
+    domains: list[str] = field(default_factory=list)
+    """Identity providers, of which one must have logged the person in."""
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Collection:

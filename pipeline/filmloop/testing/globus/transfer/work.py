@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from typing import Any
@@ -98,12 +99,14 @@ class Work(ABC):
 
     def failed(self, file: Any, exc: Exception) -> None:
         """Something of the task failed."""
-        self._tell(exc)
+        self._tell(exc, self.name_of(file))
 
-    def _tell(self, exc: Exception) -> None:
-        code, details = code_of(exc)
+    def _tell(self, exc: Exception, path: str = "") -> None:
+        """[choice] details of an error: JSON with the path and what the endpoint said."""
+        code, said = code_of(exc)
+        details = {"context": [{"operation": "file_transfer", "path": path}], "error": {"body": said}}
         with self.hub.lock:
-            self.task.tell(code, details, is_error=True)
+            self.task.tell(code, json.dumps(details), is_error=True)
 
     def fault(self, name: str, path: str) -> dict[str, Any] | None:
         """What is to go wrong with a file now."""
