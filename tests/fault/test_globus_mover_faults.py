@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from filmloop.adapters.globus.transfer_client import REPEATS
 from filmloop.core.errors import AuthError
 from filmloop.testing.contracts.mover import ended
 from filmloop.testing.globus.transfer import rig as transfer
@@ -20,8 +21,8 @@ from rigs.globus_faults import GET_TASK, POST_TRANSFER, RENAME, Scenario, resume
 from rigs.globus_mover import GlobusRig, globus_rig
 
 BUSY = {"status": 503, "headers": {"Retry-After": "1"}}
-"""Without the header the SDK waits longer each time: a quarter of a minute until it gives up."""
-SDK_TRIES = 6
+"""Without the header the SDK waits longer each time."""
+SDK_TRIES = 1 + REPEATS
 Make = Callable[..., Scenario]
 
 

@@ -6,7 +6,9 @@ from filmloop.adapters.globus.identity import Role, access_hint, remembered
 from filmloop.adapters.globus.transfer_client import Fault, TaskView
 from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 
-CHECKSUM_CODES = frozenset({"VERIFY_CHECKSUM", "EXTERNAL_CHECKSUM_MISMATCH", "FILE_SIZE_CHANGED"})
+EXTERNAL_CHECKSUM = "EXTERNAL_CHECKSUM_MISMATCH"
+"""A file is not what its item says."""
+CHECKSUM_CODES = frozenset({"VERIFY_CHECKSUM", EXTERNAL_CHECKSUM, "FILE_SIZE_CHANGED"})
 """The bytes differ: the source has changed, or the way is bad."""
 ABSENT_CODES = frozenset({"FILE_NOT_FOUND"})
 """The source may be gone; a file system that lags behind says so too."""
@@ -16,7 +18,7 @@ _PATH_CODES = frozenset(
 _LOGIN_CODES = frozenset({"AUTH", "NO_CREDENTIALS", "INVALID_SERVICE_CREDENTIAL", "GSI_DN_MISMATCH"})
 _PERMISSION_CODES = frozenset({"PERMISSION_DENIED", "ACL_CHANGED"})
 _HINTS = {
-    "EXTERNAL_CHECKSUM_MISMATCH": "If it stays so, a file was changed after it was hashed: the next cycle makes it anew.",
+    EXTERNAL_CHECKSUM: "If it stays so, a file was changed after it was hashed: the next cycle makes it anew.",
     "QUOTA_EXCEEDED": "The quota at the receiving side is used up: remove files there or ask for more.",
     "NO_SPACE_LEFT": "The receiving disk is full: free space there.",
     "GC_NOT_CONNECTED": "Globus Connect Personal is not running on one side: start it.",

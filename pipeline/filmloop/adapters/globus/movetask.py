@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filmloop.adapters.globus.attempts import SWEPT, Attempt, Attempts, SentTask
 from filmloop.adapters.globus.audit import missing
-from filmloop.adapters.globus.diagnose import ABSENT_CODES, CHECKSUM_CODES
+from filmloop.adapters.globus.diagnose import ABSENT_CODES, CHECKSUM_CODES, EXTERNAL_CHECKSUM
 from filmloop.adapters.globus.ends import Ends
 from filmloop.adapters.globus.identity import Role
 from filmloop.adapters.globus.patience import Patience
@@ -184,6 +184,12 @@ class GlobusMove(MoveThread):
         if self._up:
             for item in suspects or self._items:
                 check_content(item, below(self._ends.edge_root, item.source_path))
+        elif fault.code == EXTERNAL_CHECKSUM:
+            # The way was verified before: the file over there is not the one that was hashed.
+            raise DataError(
+                f"{fault.path or 'A file'} at the cluster is not what its item says. {fault.text}".rstrip(),
+                hint="It was changed after training had hashed it; the next cycle trains again.",
+            )
         elif fault.code in ABSENT_CODES and suspects:
             cluster, item = self._ends.cluster, suspects[0]
             if self._patience.ask(lambda t: t.stat(cluster.collection, cluster.path(item.source_path))) is None:
