@@ -25,8 +25,6 @@ from typing import Any
 from filmloop.testing.mlflow_server import free_port
 
 PARTS = ("control", "auth", "transfer", "compute")
-COMPUTE_PORT = 5000
-"""The Compute SDK knows one loopback address only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +38,18 @@ class Hosted:
     @property
     def environ(self) -> dict[str, str]:
         """What points the SDKs here, and keeps the tokens of a person who runs the tests out of it."""
-        local = self.url.endswith(f":{COMPUTE_PORT}")
         home = self.state / "home"
         return {
-            "GLOBUS_SDK_ENVIRONMENT": "local" if local else "sandbox",
+            "GLOBUS_SDK_ENVIRONMENT": "local",
             "GLOBUS_SDK_SERVICE_URL_AUTH": self.url + "/",
             "GLOBUS_SDK_SERVICE_URL_TRANSFER": self.url + "/",
             "GLOBUS_SDK_SERVICE_URL_TIMER": self.url + "/timers/",
             "GLOBUS_SDK_HTTP_TIMEOUT": "10",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "no_proxy": "127.0.0.1,localhost",
+            # The Compute SDK knows one loopback address only, http://localhost:5000. These services are the proxy for the
+            # name localhost: nothing has to listen on that port, and several runs on one machine do not meet.
+            "http_proxy": self.url,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
             "HOME": str(home),
         }
 
@@ -157,7 +157,7 @@ def _end_with_stdin() -> None:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description="The hosted services of Globus, emulated on loopback.")
-    parser.add_argument("--port", type=int, default=COMPUTE_PORT)
+    parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--amqp", default="")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
