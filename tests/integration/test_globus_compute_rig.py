@@ -6,14 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 from globus_compute_sdk import Executor
+from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer
 
 from rigs.globus import Compute
 
 
 @pytest.fixture
 def executor(compute: Compute) -> Iterator[Executor]:
-    """An executor that does not throttle."""
-    with Executor(endpoint_id=compute.endpoint.id, api_burst_limit=8, api_burst_window_s=1) as made:
+    """An executor that does not throttle, and sends functions by value."""
+    with Executor(
+        endpoint_id=compute.endpoint.id,
+        api_burst_limit=8,
+        api_burst_window_s=1,
+        serializer=ComputeSerializer(strategy_code=AllCodeStrategies()),
+    ) as made:
         yield made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -101,9 +102,10 @@ class Broker:
         if self._server is not None and self._server.poll() is not None:
             raise RuntimeError("RabbitMQ ended:\n" + (self.folder / "server.log").read_text(errors="replace")[-3000:])
         try:
-            pika.BlockingConnection(pika.URLParameters(self.url)).close()
-        except (pika.exceptions.AMQPError, OSError):
+            socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
+        except OSError:
             return None
+        pika.BlockingConnection(pika.URLParameters(self.url)).close()
         return True
 
     def _environ(self) -> dict[str, str]:

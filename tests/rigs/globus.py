@@ -31,8 +31,8 @@ def _broker() -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def _hosted(_broker: Broker) -> Iterator[Hosted]:
-    with hosted(amqp=_broker.url) as services:
+def _hosted(_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with hosted(tmp_path_factory.mktemp("hosted"), amqp=_broker.url) as services:
         yield services
 
 
@@ -57,6 +57,11 @@ def compute(
 
 
 def _end_watchers() -> None:
-    """The SDK's threads that wait for results outlive their executors; those of lost tasks would hold up the end of the run."""
+    """End the SDK's threads that wait for results: they outlive their executors, wait for ever for those of lost tasks at
+    the end of the process, and leave sockets of their event loop open.
+    """
     for watcher in list(executor._RESULT_WATCHERS.values()):
+        connection = watcher._connection
         watcher.shutdown(wait=True, cancel_futures=True)
+        if connection is not None:
+            connection.ioloop.close()
