@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filmloop.adapters.local.held import hold
 from filmloop.core.retry import wait_until
@@ -37,16 +38,22 @@ email: operator@example.org
 heartbeat_period: {HEARTBEAT_S}
 debug: true
 """
-_TEMPLATE = """\
-heartbeat_period: 5
-idle_heartbeats_soft: 0
-engine:
-  type: ThreadPoolEngine
-  max_workers: 2
-"""
-
-
+FILES = Path(__file__).parents[2] / "site_configs/endpoints"
+"""What a site installs on its own endpoint: the template and its schema are used as they are."""
 _MARK = "GLOBUS_COMPUTE_USER_DIR"
+
+
+_ALWAYS: dict[str, Any] = {"heartbeat_period": HEARTBEAT_S, "idle_heartbeats": 1000}
+_QUICK: dict[str, Any] = {"interface": "lo", "strategy_period": 1, **_ALWAYS}
+_QUEUED: dict[str, Any] = {"engine": "slurm", "walltime": "00:10:00", "exclusive": False, "gpus_per_node": 4, **_QUICK}
+ENGINES: dict[str, dict[str, Any]] = {
+    "threads": {"engine": "threads", "workers": 8, **_ALWAYS},
+    "processes": {"engine": "control", "workers": 2, **_ALWAYS},
+    "pool": {"engine": "local", **_QUICK},
+    "slurm": _QUEUED,
+    "slurm-mpi": {**_QUEUED, "mpi": True, "nodes_per_block": 2},
+}
+"""Options of the template, by engine, for one machine that plays the cluster."""
 
 
 class Endpoint:
@@ -58,7 +65,7 @@ class Endpoint:
         environ: What the SDK needs to reach the services as the endpoint's owner, beside a process's own environment.
     """
 
-    def __init__(self, folder: Path, hosted: Hosted, template: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, hosted: Hosted, environ: Mapping[str, str]) -> None:
         self.folder, self._hosted = folder, hosted
         self._conf = folder / "compute" / NAME
         self._conf.mkdir(parents=True)
@@ -72,7 +79,8 @@ class Endpoint:
         }
         self._daemon: subprocess.Popen[bytes] | None = None
         (self._conf / "config.yaml").write_text(_CONFIG)
-        (self._conf / "user_config_template.yaml.j2").write_text(template)
+        for name in ("user_config_template.yaml.j2", "user_config_schema.json"):
+            shutil.copy(FILES / name, self._conf / name)
         self._write_environment(environ)
 
     @property
@@ -157,9 +165,7 @@ class Endpoint:
 
     def _write_environment(self, environ: Mapping[str, str]) -> None:
         """For user endpoints: as root the daemon clears the environment that it starts them in."""
-        home = Path(sys.executable).parent
         known = {
-            "PATH": f"{home}:/usr/bin:/bin:/usr/sbin",
             "HOME": str(self.folder),
             _MARK: str(self.folder / "compute"),
             "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -167,19 +173,17 @@ class Endpoint:
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "OMP_NUM_THREADS": "1",
             **environ,
+            "PATH": f"{Path(sys.executable).parent}:{environ.get('PATH', '/usr/bin:/bin')}",
         }
         (self._conf / "user_environment.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in known.items()))
 
 
 @contextmanager
-def endpoint(
-    hosted: Hosted, *, template: str = _TEMPLATE, environ: Mapping[str, str] | None = None
-) -> Iterator[Endpoint]:
+def endpoint(hosted: Hosted, *, environ: Mapping[str, str] | None = None) -> Iterator[Endpoint]:
     """Run an endpoint for the block.
 
     Args:
         hosted: The emulated services, with a broker.
-        template: What a user endpoint's configuration is made from.
         environ: Additions to the environment of user endpoints, and so of workers.
 
     Raises:
@@ -188,7 +192,7 @@ def endpoint(
     processes.sweep(PREFIX, _kill_all)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with hold(folder / processes.OWNER):
-        made = Endpoint(folder, hosted, template, environ or {})
+        made = Endpoint(folder, hosted, environ or {})
         try:
             made.start()
             yield made

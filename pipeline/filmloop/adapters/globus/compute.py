@@ -100,7 +100,7 @@ class Compute:
 
     def register(self) -> str:
         """Register the function; returns its id."""
-        with globus_errors("register the function that starts training"):
+        with globus_errors("Registering the function"):
             return str(self._client("submit").register_function(run))
 
     def submit(
@@ -127,7 +127,7 @@ class Compute:
             result_serializers=["globus_compute_sdk.serialize.JSONData"],
         )
         batch.add(function_id, args=(dict(request),))
-        with self._refusals(), globus_errors(f"start a function at endpoint {self._section.endpoint}"):
+        with self._refusals(), globus_errors("Sending a function to the endpoint"):
             sent: Any = client.batch_run(self._section.endpoint, batch)
         return Sent(task_id=str(sent["tasks"][function_id][0]), group=str(sent["task_group_id"]))
 
@@ -142,7 +142,7 @@ class Compute:
         from globus_compute_sdk.errors import SerdeError, TaskExecutionFailed
 
         try:
-            with globus_errors("ask for a task"), warnings.catch_warnings():
+            with globus_errors("Asking for a task"), warnings.catch_warnings():
                 # It warns of another Python at the endpoint, which `versions` compares, and which does not matter.
                 warnings.simplefilter("ignore", UserWarning)
                 try:
@@ -169,7 +169,7 @@ class Compute:
         Raises:
             TransientError: the service is away.
         """
-        with globus_errors(f"ask for the state of endpoint {self._section.endpoint}"):
+        with globus_errors("Asking for the endpoint"):
             return bool(self._client("ask").get_endpoint_status(self._section.endpoint)["status"] == "online")
 
     def tasks_of(self, group: str) -> list[str]:
@@ -178,7 +178,7 @@ class Compute:
         Raises:
             TransientError: the service is away.
         """
-        with globus_errors(f"ask for task group {group}"):
+        with globus_errors("Asking for a task group"):
             # What `Executor.reload_tasks` asks, without its connection to the broker.
             answer = self._client("ask")._compute_web_client.v2.get_task_group(group)
         return [str(task["id"]) for task in answer.get("tasks", [])]
@@ -195,7 +195,7 @@ class Compute:
         from globus_compute_sdk import Client
         from globus_compute_sdk.serialize import AllCodeStrategies, JSONData
 
-        with globus_errors("reach Globus Compute"), _http_timeout(timeout_s):
+        with globus_errors("Reaching Globus Compute"), _http_timeout(timeout_s):
             client = Client(
                 app=open_app(self._globus),
                 code_serialization_strategy=AllCodeStrategies(),

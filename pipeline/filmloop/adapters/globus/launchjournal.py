@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from filmloop.adapters.globus.wire import TaskAnswer
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.core.documents import Document, TrainJob
@@ -75,7 +77,7 @@ class Endpoint(Document):
     group: str = ""
     group_utc: str = ""
     check_task: str = ""
-    here: dict[str, str] = {}
+    here: dict[str, str] = Field(default_factory=dict)
     options: str = ""
     checked_utc: str = ""
     notes: tuple[str, ...] = ()

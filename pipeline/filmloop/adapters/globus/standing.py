@@ -24,6 +24,9 @@ _SKEW_S = 30.0
 _SPARE_S = 75.0
 """What an attempt may take on top of its deadline: its grace, the last files, the way home."""
 
+_FIRST_S = 5.0
+_FIRST_LOOK_S = 0.2
+
 
 class Standing:
     """Asks about one job, at most every `poll_s`; what a restart must know is in the journal.
@@ -49,7 +52,11 @@ class Standing:
         self._request = request
         self._deadline_s = entry.job().deadline_s
         self._token = ""
-        self._forget()
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending")
+        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
+        self._cancels = 0
+        self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
 
     def now(self, sending: Sending) -> LaunchStatus:
         """How the attempt stands.
@@ -72,12 +79,9 @@ class Standing:
         return self._last
 
     def _forget(self) -> None:
-        self._asked_s: float = float("-inf")
-        self._answered_s: float = float("-inf")
-        self._last: LaunchStatus = LaunchStatus(state="pending", detail="It was submitted.")
-        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
-        self._cancels = 0
-        self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending", detail="It was submitted.")
+        self._errand, self._cancels, self._waits_at_s = None, 0, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
         told = self._compute.ask(sending.task_id)
@@ -128,7 +132,16 @@ class Standing:
             _log.info("cannot %s: %s", wanted, exc.message)
             return answer
         self._errand = (wanted, sent.task_id, sent_s)
-        return answer
+        return answer or self._first_answer(sending)
+
+    def _first_answer(self, sending: Sending) -> TaskAnswer | None:
+        """Wait a moment for the first look, so that the first poll after a restart tells how things are."""
+        end_s = time.monotonic() + _FIRST_S
+        while self._answered_s < 0 and self._errand is not None and time.monotonic() < end_s:
+            time.sleep(_FIRST_LOOK_S)
+            if (answer := self._fetch(sending, *self._errand)) is not None:
+                return answer
+        return None
 
     def _may_send(self, what: str) -> bool:
         """Looks have a budget; the first cancel has none."""

@@ -37,8 +37,8 @@ from filmloop.adapters.local.runfolder import ALIVE, CANCEL, JOB, LOG, last_metr
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import TrainJob
 from filmloop.core.errors import ConfigError, DataError, FilmloopError
-from filmloop.core.fsio import atomic_write_bytes
 from filmloop.core.forking import die_with
+from filmloop.core.fsio import atomic_write_bytes
 from filmloop.ports.launcher import LaunchStatus
 
 _LOOK_S = 0.2
