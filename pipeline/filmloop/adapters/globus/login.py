@@ -14,7 +14,7 @@ import globus_sdk
 from globus_sdk import GlobusApp, GlobusAppConfig
 from globus_sdk.gare import GlobusAuthorizationParameters
 from globus_sdk.login_flows import CommandLineLoginFlowManager
-from globus_sdk.scopes import Scope
+from globus_sdk.scopes import AuthScopes, Scope
 from globus_sdk.token_storage import TokenStorageData
 
 from filmloop.adapters.globus.auth import APP_NAME, needed_scopes, open_app
@@ -147,11 +147,12 @@ def who_is(config: SiteConfig, role: Role) -> Who:
     missing = _missing_tokens(tokens, needed)
     if missing:
         return known(tokens=tokens, missing=(*missing, access_hint(role)))
-    with globus_errors("Asking who that is", role=role), globus_sdk.AuthClient(app=app) as client:
+    scopes = [AuthScopes.openid, AuthScopes.profile]
+    with globus_errors("Asking who that is", role=role), globus_sdk.AuthClient(app=app, app_scopes=scopes) as client:
         info = client.userinfo()
         sub = str(info["sub"])
         consents = client.get_consents(sub).to_forest() if _has_dependencies(needed) else None
-    for scope in (scope for scopes in needed.values() for scope in scopes):
+    for scope in (scope for wanted in needed.values() for scope in wanted):
         for below in scope.dependencies:
             if consents and not consents.meets_scope_requirements(_only(scope, below)):
                 missing.append(f"the consent {below.scope_string}")
