@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.globus_auth import DATA_ACCESS, SECRET, Globus, visit
 
 from filmloop.adapters.globus.login import Asked, log_in, who_is
 from filmloop.core.errors import AuthError, ConfigError, TransientError
+from rigs.globus_auth import DATA_ACCESS, SECRET, Globus, visit
 
 POLICY = "44444444-4444-4444-8444-444444444444"
 FILMLOOP = [sys.executable, "-m", "filmloop.cli"]
@@ -26,7 +26,12 @@ FILMLOOP = [sys.executable, "-m", "filmloop.cli"]
 
 def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*FILMLOOP, *words], env=os.environ | environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+        [*FILMLOOP, *words],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
     )
 
 
@@ -65,7 +70,10 @@ def test_a_person_logs_in_on_a_terminal_and_is_then_known_and_forgotten(globus: 
     site = str(globus.site_file(policies=[POLICY], domains=["alcf.anl.gov"]))
     before = run("whoami", "--site", site, "--json")
     assert before.returncode == 4
-    assert "the scope urn:globus:auth:scope:transfer.api.globus.org:all" in json.loads(before.stdout)["roles"][0]["missing"]
+    assert (
+        "the scope urn:globus:auth:scope:transfer.api.globus.org:all"
+        in json.loads(before.stdout)["roles"][0]["missing"]
+    )
 
     code, out, shown = on_terminal(["login", "--site", site, "--json"], visit)
     assert code == 0, shown
@@ -175,7 +183,9 @@ def test_somebody_else_does_not_take_over_a_login(globus: Globus) -> None:
     assert who_is(site, "data").identity == "operator@facility.example"
 
 
-def test_a_logout_while_globus_is_away_keeps_what_is_not_revoked(globus: Globus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logout_while_globus_is_away_keeps_what_is_not_revoked(
+    globus: Globus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from filmloop.adapters.globus.login import log_out
 
     site = globus.site()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import globus_sdk
-from globus_sdk.transport import RequestsTransport
+from globus_sdk.transport import RequestsTransport, RetryConfig
 
 from filmloop.adapters.globus.auth import data_access, open_app
 from filmloop.adapters.globus.errors import globus_errors
@@ -18,6 +18,7 @@ from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import DataError, FilmloopError
 from filmloop.core.finding import Finding
 
+_RETRIES = 2  # a person waits; the SDK's five take up to half a minute
 _FILES = "https://app.globus.org/file-manager/collections"
 
 
@@ -51,6 +52,7 @@ def transfer_client(
             app=open_app(globus, role),
             app_scopes=[data_access(section.edge, section.cluster)],
             transport=RequestsTransport(http_timeout=section.request_timeout_s),
+            retry_config=RetryConfig(max_retries=_RETRIES),
         )
         try:
             yield client
