@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from filmloop.adapters.globus.launcher import GlobusLauncher
 from filmloop.testing.contracts.launcher import LauncherContract, LauncherSite
-from rigs.launching import TrainingSite
+from rigs.globus import Compute
+from rigs.launching import launcher_of
 
 
 class TestGlobusLauncher(LauncherContract):
     @pytest.fixture
-    def site(self, tmp_path: Path, training: TrainingSite) -> LauncherSite:
+    def site(self, tmp_path: Path, compute: Compute) -> LauncherSite:
         def make() -> GlobusLauncher:
-            command = (sys.executable, "-m", "filmloop.testing.standin_trainer")
-            return training.launcher(tmp_path / "launches", command=command, grace_s=0.5)
+            return launcher_of(compute, tmp_path / "launches")
 
         return LauncherSite(runs=tmp_path / "runs", make=make)

@@ -16,27 +16,29 @@ from filmloop.config.globus import GlobusSection
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.finding import Finding
-from rigs.endpoint import CLIENT_ID
+from rigs.endpoint import CLIENT_ID, ENGINES, SECRET
+from rigs.globus import Compute
 from rigs.globus_mover import GlobusRig, GlobusSite
-from rigs.launching import CONTROL, THREADS, TrainingSite
 
 pytestmark = pytest.mark.slow
+THREADS, CONTROL = ENGINES["threads"], ENGINES["processes"]
 QUEUE = {"engine": "slurm", "walltime": "00:20:00", "interface": "lo", "account": "physics"}
 
 
 @pytest.fixture
-def site(training: TrainingSite, tmp_path: Path) -> Iterator[GlobusSite]:
-    with GlobusRig(training.hosted).site(tmp_path, globus=GlobusSection(client_id=CLIENT_ID)) as found:
+def site(compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GlobusSite]:
+    monkeypatch.setenv("FILMLOOP_GLOBUS_SECRET", SECRET)
+    with GlobusRig(compute.hosted).site(tmp_path, globus=GlobusSection(client_id=CLIENT_ID)) as found:
         yield found
 
 
 @pytest.fixture
-def run(training: TrainingSite, site: GlobusSite) -> Any:
+def run(compute: Compute, site: GlobusSite) -> Any:
     """The findings about the endpoint, by their item; keys are those of [launcher]."""
 
     def check(*, job: bool = False, host_path: str = "", **keys: Any) -> dict[str, Finding]:
         launcher = {
-            "kind": "globus", "endpoint": training.endpoint.id, "options": THREADS, "control": CONTROL, **keys,
+            "kind": "globus", "endpoint": compute.endpoint.id, "options": THREADS, "control": CONTROL, **keys,
         }  # fmt: skip
         mover = site.section.model_dump()
         mover["cluster"]["host_path"] = host_path or str(site.cluster)
@@ -52,18 +54,19 @@ def run(training: TrainingSite, site: GlobusSite) -> Any:
     return check
 
 
-def functions(training: TrainingSite) -> int:
-    return len(training.hosted.ask("GET", "compute")["functions"])
+def functions(compute: Compute) -> int:
+    asked = compute.hosted.counts()
+    return asked.get("POST /v3/functions", 0) - asked.get("DELETE /v2/functions/<uuid:function_id>", 0)
 
 
-def test_an_endpoint_that_can_train_is_well_in_every_item(training: TrainingSite, run: Any) -> None:
-    before = functions(training)
+def test_an_endpoint_that_can_train_is_well_in_every_item(compute: Compute, run: Any) -> None:
+    before = functions(compute)
     found = run()
     assert {item: finding.state for item, finding in found.items() if finding.state != "ok"} == {}
     assert {"endpoint", "versions", "cluster folder", "job options"} <= set(found)
     assert "filmloop 0.1.0, torch" in found["versions"].detail
     assert "the sent file is there" in found["cluster folder"].detail
-    assert functions(training) == before
+    assert functions(compute) == before
 
 
 def test_a_function_goes_through_the_queue_if_asked_to(run: Any) -> None:
@@ -79,12 +82,12 @@ def test_without_control_functions_wait_for_a_job_that_somebody_asks_for(run: An
     assert (found["versions"].state, found["cluster folder"].state) == ("ok", "ok")
 
 
-def test_an_endpoint_that_is_offline_is_told_with_what_starts_it(training: TrainingSite, run: Any) -> None:
-    training.hosted.fault("endpoint_offline", times=-1)
+def test_an_endpoint_that_is_offline_is_told_with_what_starts_it(compute: Compute, run: Any) -> None:
+    compute.hosted.fault("endpoint_offline", times=-1)
     found = run()["endpoint"]
     assert (found.state, "offline" in found.detail) == ("fail", True)
     assert "globus-compute-endpoint start" in found.hint
-    assert training.hosted.fired("endpoint_offline") > 0
+    assert compute.hosted.fired("endpoint_offline") > 0
 
 
 def test_an_endpoint_that_nobody_knows_is_told(run: Any) -> None:
@@ -147,10 +150,10 @@ def test_a_host_without_the_queues_commands_is_told(run: Any) -> None:
 
 
 def test_a_function_that_does_not_come_back_is_given_up(
-    training: TrainingSite, run: Any, monkeypatch: pytest.MonkeyPatch
+    compute: Compute, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_checks, "_ANSWER_S", 2.0)
-    training.hosted.fault("lose_result", times=-1)
+    compute.hosted.fault("lose_result", times=-1)
     found = run()["endpoint"]
     assert "did not happen within 2 s" in found.detail
-    assert training.hosted.fired("lose_result") > 0
+    assert compute.hosted.fired("lose_result") > 0

@@ -121,13 +121,13 @@ class Endpoint:
         """See to it that it runs and nothing of an earlier one is left."""
         if self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
-            _kill_all(self.folder)
+            kill_all(self.folder)
             self.start()
 
     def close(self) -> None:
         """End everything of the rig and remove its folder."""
         self.stop()
-        _kill_all(self.folder)
+        kill_all(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def online(self) -> bool:
@@ -189,7 +189,7 @@ def endpoint(hosted: Hosted, *, environ: Mapping[str, str] | None = None) -> Ite
     Raises:
         TransientError: it did not come up.
     """
-    processes.sweep(PREFIX, _kill_all)
+    processes.sweep(PREFIX, kill_all)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with hold(folder / processes.OWNER):
         made = Endpoint(folder, hosted, environ or {})
@@ -204,5 +204,6 @@ def _processes(folder: Path) -> set[int]:
     return {*processes.below(folder), *(pid for pid, _ in processes.marked(f"{_MARK}={folder}/compute"))}
 
 
-def _kill_all(folder: Path) -> None:
+def kill_all(folder: Path) -> None:
+    """SIGKILL every process of the rig in `folder`."""
     processes.kill(lambda: _processes(folder))

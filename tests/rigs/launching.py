@@ -1,67 +1,93 @@
-"""An endpoint that trains: short functions beside the training, with the template of an own endpoint."""
+"""The launcher for Globus Compute in front of the rig: training in one engine of the endpoint, short functions in another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from filmloop.adapters.globus.launcher import GlobusLauncher
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.config.globus import GlobusSection
-from filmloop.testing.globus.hosted import Hosted
-from rigs.broker import Broker
-from rigs.endpoint import CLIENT_ID, SECRET, Endpoint, endpoint
+from filmloop.core.documents import ModelChoice, TrainJob
+from rigs.endpoint import CLIENT_ID, ENGINES, SECRET
+from rigs.globus import Compute
 
-TEMPLATE = Path(__file__).parents[2] / "site_configs/endpoints/user_config_template.yaml.j2"
-_PULSE: dict[str, Any] = {"heartbeat_period": 5, "idle_heartbeats": 100}
-THREADS = {"engine": "threads", "workers": 8, **_PULSE}
-CONTROL = {"engine": "control", "workers": 2, **_PULSE}
+STANDIN = (sys.executable, "-m", "filmloop.testing.standin_trainer")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSite:
-    """What a test gets."""
-
-    broker: Broker
-    hosted: Hosted
-    endpoint: Endpoint
-
-    def launcher(
-        self, journal: Path, *, command: Sequence[str] = (), grace_s: float = 0.5, **keys: Any
-    ) -> GlobusLauncher:
-        """A launcher, as after a restart of its caller; `keys` are the section's."""
-        words = {
-            "endpoint": self.endpoint.id, "options": THREADS, "control": CONTROL,
-            "poll_s": 0.1, "queue_wait_s": 60.0, "silent_s": 30.0, "request_timeout_s": 10.0, **keys,
-        }  # fmt: skip
-        return GlobusLauncher(
-            section=LauncherSection(**words),
-            globus=GlobusSection(client_id=CLIENT_ID),
-            journal=journal,
-            command=command,
-            grace_s=grace_s,
-        )
-
-
-@pytest.fixture(scope="session")
-def _training_endpoint(_hosted: Hosted) -> Iterator[Endpoint]:
-    with endpoint(_hosted, template=TEMPLATE.read_text()) as found:
-        yield found
+def launcher_of(
+    compute: Compute,
+    journal: Path,
+    *,
+    engine: str = "threads",
+    command: Sequence[str] = STANDIN,
+    grace_s: float = 0.5,
+    **keys: Any,
+) -> GlobusLauncher:
+    """A launcher, as after a restart of its caller; `keys` are the section's. Its identity owns the endpoint."""
+    os.environ["FILMLOOP_GLOBUS_SECRET"] = SECRET
+    words: dict[str, Any] = {
+        "endpoint": compute.endpoint.id, "options": ENGINES[engine], "control": ENGINES["processes"],
+        "poll_s": 0.1, "queue_wait_s": 60.0, "silent_s": 30.0, "request_timeout_s": 10.0, **keys,
+    }  # fmt: skip
+    return GlobusLauncher(
+        section=LauncherSection(**words),
+        globus=GlobusSection(client_id=CLIENT_ID),
+        journal=journal,
+        command=command,
+        grace_s=grace_s,
+    )
 
 
-@pytest.fixture
-def training(
-    _broker: Broker, _hosted: Hosted, _training_endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[TrainingSite]:
-    """Services, a broker and an endpoint that is online; the launcher's identity owns it."""
-    for name, value in _training_endpoint.environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("FILMLOOP_GLOBUS_SECRET", SECRET)
-    yield TrainingSite(broker=_broker, hosted=_hosted, endpoint=_training_endpoint)
-    _hosted.reset()
-    _broker.restore()
-    _training_endpoint.restore()
+def job_in(runs: Path, act: str, *, job_id: str = "j1", deadline_s: float = 120.0) -> TrainJob:
+    """A job for the stand-in trainer."""
+    return TrainJob(
+        job_id=job_id,
+        model=ModelChoice(name="stand-in", frame_shape=(16, 128), hyper={"act": act}),
+        fresh=(),
+        output_dir=str(runs / job_id),
+        deadline_s=deadline_s,
+    )
+
+
+CLIENT = """\
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from filmloop.adapters.globus.launchjournal import Entry
+from filmloop.core.documents import TrainJob
+from rigs.launching import launcher_of
+
+journal, job, endpoint, moment = sys.argv[1:]
+real = Entry.write
+
+def write(entry, sending):
+    if moment == "before the ids" and sending.task_id:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written = real(entry, sending)
+    if moment == "after the intent" or (moment == "after the ids" and sending.task_id):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+Entry.write = write
+compute = SimpleNamespace(endpoint=SimpleNamespace(id=endpoint))
+launcher_of(compute, Path(journal)).submit(TrainJob.read(Path(job)))
+"""
+
+
+def killed_client(compute: Compute, journal: Path, job: TrainJob, moment: str) -> int:
+    """Submit the job in a process that dies at a moment of its journal; returns its exit code."""
+    journal.mkdir(parents=True, exist_ok=True)
+    path = journal.parent / "given.json"
+    job.write(path)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, str(journal), str(path), compute.endpoint.id, moment],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+        check=False,
+    )
+    return done.returncode

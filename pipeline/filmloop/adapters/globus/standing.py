@@ -24,6 +24,8 @@ _SKEW_S = 30.0
 _SPARE_S = 75.0
 """What an attempt may take on top of its deadline: its grace, the last files, the way home."""
 
+_LOOK_S = 15.0
+"""A look that takes longer was lost with the process that it ran in; it takes half a second."""
 _FIRST_S = 5.0
 _FIRST_LOOK_S = 0.2
 
@@ -153,7 +155,7 @@ class Standing:
     def _fetch(self, sending: Sending, what: str, task_id: str, sent_s: float) -> TaskAnswer | None:
         told = self._compute.ask(task_id)
         if told.state == "pending":
-            if what == "look" and time.time() - sent_s > self._section.silent_s:
+            if what == "look" and time.time() - sent_s > _LOOK_S:
                 self._errand = None
             return None
         self._errand = None
