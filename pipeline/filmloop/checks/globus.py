@@ -81,7 +81,8 @@ def _keys(site: Site) -> Finding:
     if isinstance(config.mover, MoverSection):
         empty += [f"[mover] {key}" for key in config.mover.missing]
     if isinstance(config.launcher, GlobusLauncher):
-        empty += [f"[launcher] {key}" for key in config.launcher.missing]
+        options = config.launcher.options
+        empty += [f"[launcher{'.options' * (key in options)}] {key}" for key in config.launcher.missing]
     if not empty:
         return Finding(item="Globus keys", state="ok", detail="none is empty that must not be")
     return Finding(
