@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rigs.globus_mover import GlobusRig, globus_rig
 
 from filmloop.testing.contracts.mover import MoverContract, MoverSite
+from rigs.globus_mover import GlobusRig, globus_rig
 
 
 @pytest.fixture(scope="module")

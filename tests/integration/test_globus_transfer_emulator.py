@@ -268,17 +268,22 @@ def test_three_tasks_of_an_identity_are_worked_on_and_one_too_many_is_refused(en
     assert found["task_id"] == four[3]
 
 
-def test_refusals_name_the_consent_and_the_session_that_they_want(ends: Ends) -> None:
-    for fault, params, wanted in (
-        ("consent_required", {}, "consent_required"),
-        ("session_required", {"policies": ["p1"]}, "authorization_parameters"),
+def test_collections_may_want_a_consent_or_a_login_of_a_kind(server: Hosted, ends: Ends) -> None:
+    for wants, parameter in (
+        ({"kind": "mapped"}, "required_scopes"),
+        ({"kind": "guest", "policies": ["p1"]}, "session_required_policies"),
+        ({"policies": [], "domains": ["lab.gov"]}, "session_required_single_domain"),
     ):
-        ends.server.fault(fault, times=-1, **params)
+        rig.serve(server, ends.here, collection=ends.source, **wants)
         with pytest.raises(globus_sdk.TransferAPIError) as caught:
             ends.client.operation_ls(ends.source, "/")
         assert caught.value.http_status == 403
-        assert bool(getattr(caught.value.info, wanted))
-        ends.server.clear_faults(fault)
+        assert (caught.value.raw_json or {})["authorization_parameters"][parameter]
+    rig.serve(server, ends.here, collection=ends.source, kind="mapped", domains=[])
+    allowed = client(ends.client_id)
+    allowed.add_app_data_access_scope(ends.source)
+    assert list(allowed.operation_ls(ends.source, "/")) == []
+    allowed.close()
 
 
 def test_collections_and_tasks_survive_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,10 @@ FOLDER = ".incoming/k1"
 def books(root: str = "/loop") -> list[Arrival]:
     return [
         Arrival(
-            path=f"{root}/{FOLDER}/{one.target_path}", size_bytes=one.size_bytes, checksum=one.sha256, algorithm="SHA256"
+            path=f"{root}/{FOLDER}/{one.target_path}",
+            size_bytes=one.size_bytes,
+            checksum=one.sha256,
+            algorithm="SHA256",
         )
         for one in ITEMS
     ]

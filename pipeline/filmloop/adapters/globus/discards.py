@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filmloop.adapters.globus.document import delete_document, label
-from filmloop.adapters.globus.place import Ask
+from filmloop.adapters.globus.patience import Ask
 from filmloop.adapters.globus.side import Side, overlap
 from filmloop.adapters.globus.transfer_client import Transfer
 from filmloop.core.clock import epoch_s

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from filmloop.adapters.globus.attempts import SWEPT
 from filmloop.adapters.globus.discards import Discards
 from filmloop.adapters.globus.ends import Ends
 from filmloop.adapters.globus.movetask import GlobusMove
@@ -22,7 +24,6 @@ from filmloop.core.errors import DataError
 
 _WEDGED_S = 300.0
 """The SDK repeats a request that meets no answer a few times: so long a worker may need to notice its deadline."""
-_SWEPT = "swept"
 _KEEP_FAILED_S = 86400.0
 """What a failed move has brought is of use to the next attempt, for a day."""
 _log = logging.getLogger(__name__)
@@ -93,16 +94,20 @@ class GlobusMover(JournalledMover[GlobusMove]):
         finally:
             transfer.close()
         for folder in swept:
-            (folder / _SWEPT).touch()
+            (folder / SWEPT).touch()
         _log.info("asked Globus to discard %d paths (%s)", len(places), key)
 
     def _leftovers(self) -> Iterator[Path]:
-        """Journals of moves to the cluster that are over and have left at least empty folders there."""
+        """Journals of moves to the cluster that are over and have left at least empty folders there; cleans up here."""
         for request in self.journal.glob(f"*/{REQUEST}"):
             folder = request.parent
-            if (folder / _SWEPT).exists() or not (folder / OUTCOME).exists():
+            if (folder / SWEPT).exists() or not (folder / OUTCOME).exists():
                 continue
             outcome = MoveOutcome.read(folder / OUTCOME)
-            old = time.time() - epoch_s(outcome.ended_utc) > _KEEP_FAILED_S
-            if (outcome.state == "succeeded" or old) and MoveRequest.read(request).direction == "to_cluster":
+            if outcome.state == "failed" and time.time() - epoch_s(outcome.ended_utc) < _KEEP_FAILED_S:
+                continue
+            if MoveRequest.read(request).direction == "to_cluster":
                 yield folder
+            else:
+                shutil.rmtree(self._ends.edge_root / incoming(folder.name), ignore_errors=True)
+                (folder / SWEPT).touch()

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Protocol, TypeVar
 
+from filmloop.adapters.globus.patience import Ask
 from filmloop.adapters.globus.renames import Step
 from filmloop.adapters.globus.side import Side, incoming
 from filmloop.adapters.globus.transfer_client import Entry, Missing, Taken, Transfer
 from filmloop.core.errors import TransientError
-
-T = TypeVar("T")
-
-
-class Ask(Protocol):
-    """Sends a request, again and again while the service is away for a while."""
-
-    def __call__(self, send: Callable[[Transfer], T]) -> T:
-        """The answer."""
 
 
 class LostError(TransientError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ class RefusedError(Exception):
     Args:
         code: As the events of a task name it.
         details: In words.
+        endless: The task tries again, whatever it was asked to do then.
     """
 
-    def __init__(self, code: str, details: str) -> None:
+    def __init__(self, code: str, details: str, *, endless: bool = False) -> None:
         super().__init__(f"{code}: {details}")
-        self.code, self.details = code, details
+        self.code, self.details, self.endless = code, details, endless
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,10 @@ class Collection:
     rules: list[Rule] | None = None
     """Access list; None: everybody may read and write."""
     quota_bytes: int | None = None
+    policies: list[str] = field(default_factory=list)
+    """Session policies that a person's login must have met; an application has none and is refused."""
+    domains: list[str] = field(default_factory=list)
+    """Identity providers, of which one must have logged the person in."""
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Collection:

@@ -65,6 +65,11 @@ class Service:
         """Serve a collection, or serve it otherwise."""
         with self.hub.lock:
             self.collections[collection.id] = collection
+            (
+                self.hub.book.guest_collections.add
+                if collection.kind == "guest"
+                else self.hub.book.guest_collections.discard
+            )(collection.id)
             atomic_write_json(self._folder / "collections" / f"{collection.id}.json", collection.as_json())
 
     def new_submission_id(self) -> str:
