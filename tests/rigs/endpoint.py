@@ -91,8 +91,8 @@ class Endpoint:
 
     def start(self) -> None:
         """Start the daemon and wait until the service knows that it is online."""
-        # It would think for three heartbeats that a killed predecessor lives.
-        for path in self._conf.glob("*.pid"):
+        # It would think for three heartbeats that a killed predecessor lives; so would its user endpoints.
+        for path in (self.folder / "compute").glob("*/*.pid"):
             path.unlink()
         self._daemon = processes.start(
             [str(Path(sys.executable).with_name("globus-compute-endpoint")), "start", NAME],
