@@ -21,9 +21,9 @@ from filmloop.core.documents import Document, ModelChoice
 from filmloop.core.errors import ConfigError, DataError, VerificationError
 from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop.edge.runtimes.checks import check_bright, check_finite, check_golden
-from filmloop.edge.runtimes.make import NAMES, make_runtime, tolerance_of
+from filmloop.edge.runtimes.make import NAMES, batch_of, make_runtime, tolerance_of
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
-from filmloop.edge.runtimes.torch_cpu import cores
+from filmloop.edge.runtimes.torch_cpu import cores, gpu_name
 from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
 from filmloop_models import catalog
 
@@ -107,6 +107,7 @@ class Candidates:
         depends = {
             "cpu": _cpu_model(),
             "cores": cores(),
+            "gpu": gpu_name(),
             "packages": versions,
             "model": self.model.as_json(),
             "tolerance": catalog.get(self.model.name).tolerance,
@@ -169,7 +170,7 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
     """
     edge = candidates.edge
     if edge.runtime != "auto":
-        runtime, difference = candidates.proven(edge.runtime, edge.batch_frames)
+        runtime, difference = candidates.proven(edge.runtime, batch_of(edge.runtime, edge.batch_frames))
         return runtime, _named(candidates, difference)
     kept = _kept(cache, candidates.key())
     if kept is not None:
@@ -214,7 +215,7 @@ def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.
 
 def _guess(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8], budget_s: float) -> int:
     """The largest half, quarter, ... of `edge.batch_frames` that should be within the budget, from one small batch."""
-    batch_frames = candidates.edge.batch_frames
+    batch_frames = batch_of(name, candidates.edge.batch_frames)
     small = min(_PROBE_FRAMES, batch_frames)
     runtime = candidates.made(name, small)
     try:
@@ -230,7 +231,7 @@ def _named(candidates: Candidates, difference: float) -> RuntimeChoice:
     edge = candidates.edge
     return RuntimeChoice(
         name=edge.runtime,
-        batch_frames=edge.batch_frames,
+        batch_frames=batch_of(edge.runtime, edge.batch_frames),
         reason="named in the site file",
         frames_per_s={},
         relative_rms={edge.runtime: difference},

@@ -27,6 +27,7 @@ _MODULES = {
     "cuda": "cuda",
 }
 
+_SUITS_CPU, _SUITS_GPU = 256, 4096
 _REDUCED = ("openvino-bf16", "openvino-int8", "cuda")
 
 
@@ -39,6 +40,11 @@ def tolerance_of(name: str, *, model: float, full: float) -> float:
         full: `edge.golden_tolerance`, for full precision.
     """
     return max(model, full) if name in _REDUCED else full
+
+
+def batch_of(name: str, asked: int) -> int:
+    """Most frames of one batch: as many as `edge.batch_frames` asks for, or what suits the runtime where that is 0."""
+    return asked or (_SUITS_GPU if name == "cuda" else _SUITS_CPU)
 
 
 def make_runtime(
