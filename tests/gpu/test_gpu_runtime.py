@@ -79,6 +79,21 @@ def test_new_weights_serve_in_graphs_captured_before_and_old_ones_are_refused(ru
         check_served(runtime, *load_golden(bundles[0]), tolerance=SPEC.tolerance, sort_key=SPEC.sort_key)
 
 
+def test_a_tuned_network_serves_full_batches_and_new_weights_too(bundles):
+    made = CudaRuntime(
+        load_module(bundles[0]), version="1", frame_shape=SHAPE, batch_frames=256, sort_key=SPEC.sort_key, tuned=True
+    )
+    counts_NCE = simulated_counts(256)
+    for bundle in bundles:
+        made.put_weights(load_module(bundle), version="2")
+        assert apart(made.start(counts_NCE, dense=True).result().rate_NCE, exact(bundle, counts_NCE)) < SPEC.tolerance
+        assert (
+            apart(made.start(counts_NCE[:100], dense=True).result().rate_NCE, exact(bundle, counts_NCE[:100]))
+            < SPEC.tolerance
+        )
+    made.close()
+
+
 def test_a_module_that_is_exchanged_leaves_captured_graphs_stale_and_that_is_caught(runtime, bundles):
     counts_NCE, golden_NCE = load_golden(bundles[1])
     runtime.start(counts_NCE, dense=True).result()

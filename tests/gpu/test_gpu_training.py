@@ -66,18 +66,25 @@ def test_the_gpu_and_the_cpu_train_alike_in_float32(tmp_path, shard):
     assert apart(results[0][1], results[1][1]) < 1e-3
 
 
-def test_bfloat16_streaming_and_compiling_reach_about_the_same_score(tmp_path, shard):
-    changes = {
-        "float32": {"precision": "float32"},
-        "bfloat16": {},
-        "streamed": {"loader_mb": 4.0},
-        "compiled": {"compile": True},
-    }
+def test_bfloat16_and_streaming_reach_about_the_same_score(tmp_path, shard):
+    changes = {"float32": {"precision": "float32"}, "bfloat16": {}, "streamed": {"loader_mb": 4.0}}
     scores = {}
     for name, hyper in changes.items():
         result, _ = trained(small_job(tmp_path / name, shard, hyper={"max_steps": 200, **hyper}))
         scores[name] = result.metrics["nll"]
+    print(scores)
     assert max(scores.values()) - min(scores.values()) < 0.01 * abs(scores["float32"])
+
+
+def test_a_compiled_network_trains_like_one_that_is_not(tmp_path, shard):
+    scores = [
+        trained(small_job(tmp_path / str(compiled), shard, hyper={"max_steps": 200, "compile": compiled}))[0].metrics[
+            "nll"
+        ]
+        for compiled in (False, True)
+    ]
+    print(scores)
+    assert abs(scores[0] - scores[1]) < 0.01 * abs(scores[0])
 
 
 def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path, shard):

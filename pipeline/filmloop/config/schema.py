@@ -62,6 +62,10 @@ class EdgeSection(Section):
     batch_frames: int = Field(
         0, ge=0, description="frames that are inferred together, at most; 0: what suits, 256 on a CPU and 4096 on a GPU"
     )
+    tune: bool = Field(
+        False, description="on a GPU, compile the network: three times as fast for one of convolutions, for half a minute "
+        "when it first loads; needs a C compiler"
+    )  # fmt: skip
     isolation: Literal["processes", "threads"] = Field(
         "processes", description="what source, inference and staging run in; a stage in a process of its own can be "
         "restarted, threads share one interpreter"
@@ -99,7 +103,7 @@ class StagingSection(Section):
         0,
         ge=0,
         le=64,
-        description="threads that compress; 0: one for every four cores that this machine has, 8 at most",
+        description="threads that compress; 0: one for every two cores that this process may use, 8 at most",
     )
     seal_after_s: float = Field(15.0, gt=0, description="an open shard is sealed after this time, full or not")
     keep_every: int = Field(

@@ -18,7 +18,7 @@ class RecordingEngine:
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self):
-        self.captures = 0
+        self.captures = self.tunings = 0
 
     def pinned(self, shape, dtype):
         return torch.zeros(shape, dtype=dtype)
@@ -31,6 +31,10 @@ class RecordingEngine:
 
     def pool(self):
         return None
+
+    def tuned(self, module):
+        self.tunings += 1
+        return torch.nn.Sequential(module)
 
     def capture(self, work, stream, pool):
         self.captures += 1

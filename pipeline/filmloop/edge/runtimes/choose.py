@@ -74,6 +74,7 @@ class Candidates:
             frame_shape=self.model.frame_shape,
             batch_frames=batch_frames,
             threads=self.edge.threads,
+            tune=self.edge.tune and batch_frames > _PROBE_FRAMES,
         )
 
     def proven(self, name: str, batch_frames: int) -> tuple[InferenceRuntime, float]:
@@ -113,7 +114,7 @@ class Candidates:
             "tolerance": catalog.get(self.model.name).tolerance,
             "onnx": (self.bundle / ONNX).exists(),
             "edge": self.edge.model_dump(
-                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance"}
+                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance", "tune"}
             ),
         }
         return sha256_bytes(canonical_json(depends))

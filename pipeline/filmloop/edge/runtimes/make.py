@@ -48,7 +48,14 @@ def batch_of(name: str, asked: int) -> int:
 
 
 def make_runtime(
-    name: str, bundle: Path, *, version: str, frame_shape: tuple[int, int], batch_frames: int, threads: int = 0
+    name: str,
+    bundle: Path,
+    *,
+    version: str,
+    frame_shape: tuple[int, int],
+    batch_frames: int,
+    threads: int = 0,
+    tune: bool = False,
 ) -> InferenceRuntime:
     """The runtime of that name, with the weights of a verified bundle.
 
@@ -59,6 +66,7 @@ def make_runtime(
         frame_shape: (C, E).
         batch_frames: Most frames that are inferred at once.
         threads: CPU threads; 0: one for every core this process may use.
+        tune: Compile the network for a GPU; the others do not know of it.
 
     Raises:
         ConfigError: no such runtime, or this machine does not have it.
@@ -78,7 +86,7 @@ def make_runtime(
         made = TorchRuntime(load_module(bundle), threads=threads, **common)
         return made
     if name == "cuda":
-        made = require(name).CudaRuntime(load_module(bundle), **common)
+        made = require(name).CudaRuntime(load_module(bundle), tuned=tune, **common)
         return made
     if not (bundle / ONNX).exists():
         raise VerificationError(

@@ -79,7 +79,7 @@ class StagingStage(Stage):
         sealed = self._book.find_lost(home.stage, stream, self.news)
         self._seq = next_seq(home.stage, stream)
         self._writer: ShardWriter | None = None
-        threads = section.threads or min(_MOST_PACKERS, len(os.sched_getaffinity(0)) // 4)
+        threads = section.threads or min(_MOST_PACKERS, len(os.sched_getaffinity(0)) // 2)
         self._packers = ThreadPoolExecutor(threads, "packer") if threads > 1 else None
         self._closing: set[Path] = set()
         self._asked: dict[Path, int] = {}
