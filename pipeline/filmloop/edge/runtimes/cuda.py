@@ -321,7 +321,7 @@ class CudaRuntime:
     def _compute(self, counts: torch.Tensor, wanted: _Wanted) -> dict[str, torch.Tensor]:
         """Everything that is wanted of uint8 counts, float32, by name."""
         full = self._full if len(counts) == self.batch_frames else None
-        rate, made = (full or self._module)(counts.to(self._engine.dtype)).float(), {}
+        rate, made = (self._module if full is None else full)(counts.to(self._engine.dtype)).float(), {}
         if self._weights_EK is not None:
             made["moments"] = rate @ self._weights_EK
         if wanted.dense:
