@@ -235,8 +235,9 @@ def test_the_gpu_benchmark_counts_operations_and_bytes_as_published():
 @pytest.mark.usefixtures("benchmark_folder")
 def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weights(monkeypatch):
     """On the CPU, in float32, with a stand-in for the device calls: everything but the speed."""
-    import gpu
     import torch
+
+    import gpu
 
     class Engine:
         device, dtype = torch.device("cpu"), torch.float32
