@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def open_launcher(site: Site) -> Launcher:
 
         return PbsLauncher(section=section)
     if section.kind == "globus":
+        prepare_globus(site)
         from filmloop.adapters.globus.launcher import GlobusLauncher
 
         return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
@@ -187,12 +189,26 @@ def open_mover(site: Site) -> Mover:
     """What moves files between the edge and the cluster; nothing is asked or moved yet."""
     section, home = site.config.mover, site.home
     if section.kind == "globus":
+        prepare_globus(site)
         from filmloop.adapters.globus.mover import GlobusMover
 
         return GlobusMover(section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves)
     from filmloop.adapters.local.mover import LocalMover
 
     return LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=section)
+
+
+def prepare_globus(site: Site) -> None:
+    """From now on what is said about Globus names this site file, in commands that can be copied.
+
+    Raises:
+        ConfigError: the SDKs are not installed.
+    """
+    if importlib.util.find_spec("globus_sdk") is None:
+        raise ConfigError("The Globus SDKs are not installed.", hint="Run `.venv/bin/pip install -e '.[globus]'`.")
+    from filmloop.adapters.globus.identity import remember_site
+
+    remember_site(site.file)
 
 
 def cluster_root(site: Site) -> Path:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from filmloop import site_check
 from filmloop.adapters.sources.zmq_raw import encode
 from filmloop.bootstrap import open_site
-from filmloop.site_check import Finding, check_site
+from filmloop.checks import source as source_check
+from filmloop.checks.site import check_site
+from filmloop.core.finding import Finding
 from filmloop.testing.live import pushing
 
 Check = Callable[[str], Finding]
@@ -21,7 +22,7 @@ Check = Callable[[str], Finding]
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """The finding on a source; a second is long enough for one that is there."""
-    monkeypatch.setattr(site_check, "_FRAME_DEADLINE_S", 1.0)
+    monkeypatch.setattr(source_check, "FRAME_DEADLINE_S", 1.0)
     monkeypatch.setenv("FILMLOOP_HOME", str(tmp_path / "home"))
     (tmp_path / "site.toml").write_text("")
 

@@ -15,8 +15,8 @@ from filmloop.adapters.batch.check import Check, check_batch
 from filmloop.adapters.slurm.dialect import SlurmDialect
 from filmloop.config.schema import SlurmLauncher as Section
 from filmloop.core.retry import wait_until
-from filmloop.testing import slurm as rigs
-from filmloop.testing.slurm import SlurmRig
+from filmloop.testing import processes
+from filmloop.testing.slurm import PREFIX, SlurmRig, kill_all
 
 OWNER = """
 import time
@@ -53,10 +53,12 @@ def test_the_next_rig_sweeps_away_what_one_left_whose_owner_was_killed(slurm: Sl
         assert folder != slurm.folder, "two rigs run side by side"
         owner.send_signal(signal.SIGKILL)
     assert (folder / "slurm.conf").exists()
-    rigs._sweep()
+    processes.sweep(PREFIX, kill_all)
     assert not folder.exists()
     wait_until(
-        lambda: True if not list(rigs._processes_of(folder)) else None, deadline_s=30, what="the end of its jobs"
+        lambda: True if not list(processes.marked(f"SLURM_CONF={folder}/slurm.conf")) else None,
+        deadline_s=30,
+        what="the end of its jobs",
     )
     assert slurm.states() == dict.fromkeys(slurm.nodes, "idle"), "ours goes on"
     assert os.environ["SLURM_CONF"] == str(slurm.folder / "slurm.conf")

@@ -24,7 +24,7 @@ def _group() -> None:
 def check(site_file: SiteFile = None, source: Source = "", sets: Sets = None, json: AsJson = False) -> None:
     """Test everything that a cycle needs, item by item, and say what to do. Exit code 2 if an item fails."""
     set_up_logs(quiet=True)
-    from filmloop.site_check import check_site
+    from filmloop.checks.site import check_site
 
     site = open_site(site_file, sets=sets or (), source=source)
     findings = []

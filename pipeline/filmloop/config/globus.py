@@ -5,6 +5,7 @@ Secrets are not among it: they come from the environment or the SDK's own token 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,9 +15,13 @@ from filmloop.config.section import Section
 
 Uuid = Annotated[str, Field(pattern=r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$")]
 """An identifier as Globus writes it; '' is one that the site's people still have to fill in."""
-CollectionPath = Annotated[str, Field(pattern=r"^(/|~/)[^\r\n]*$")]
-"""A folder as the collection shows it, which is not the host's path."""
+CollectionPath = Annotated[str, Field(pattern=r"^((/|~/)[^\r\n]*)?$")]
+"""A folder as the collection shows it, which is not the host's path; '' is one that a person still has to fill in."""
 HostPath = Annotated[str, Field(pattern=r"^(/[^\r\n]*)?$")]
+
+
+_WALLTIME = re.compile(r"\d{1,3}:[0-5]\d:[0-5]\d")
+_RESERVED = {"parent_config", "user_runtime", "mapped_identity", "_GC"}
 
 
 class GlobusIdentity(Section):
@@ -70,6 +75,23 @@ class GlobusMover(Section):
     )
     request_timeout_s: float = Field(30.0, gt=0, description="of one request")
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The keys without which nothing can be moved, and that are empty."""
+        sides = (("edge", self.edge), ("cluster", self.cluster))
+        empty = [f"{name}.{key}" for name, side in sides for key in ("collection", "path") if not getattr(side, key)]
+        return tuple(empty + ([] if self.cluster.host_path else ["cluster.host_path"]))
+
+    @model_validator(mode="after")
+    def _two_folders(self) -> Self:
+        edge, cluster = self.edge, self.cluster
+        if edge.collection and (edge.collection, edge.path.rstrip("/")) == (
+            cluster.collection,
+            cluster.path.rstrip("/"),
+        ):
+            raise ValueError("edge and cluster are the same folder of the same collection")
+        return self
+
 
 class GlobusLauncher(Section):
     """Globus Compute: a function at the cluster's endpoint starts torchrun there."""
@@ -102,9 +124,37 @@ class GlobusLauncher(Section):
     poll_s: float = Field(5.0, gt=0, description="the endpoint is asked at most so often where a job stands")
     request_timeout_s: float = Field(30.0, gt=0, description="of one request")
 
+    needs: tuple[str, ...] = Field(
+        (), description="of these, keys of `options` or of this section, none may be empty here; `filmloop site check` "
+        "names those that are"
+    )  # fmt: skip
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The keys of `needs` that are empty, and `endpoint` if it is."""
+        empty = [key for key in self.needs if not self.options.get(key, getattr(self, key, ""))]
+        return tuple(([] if self.endpoint else ["endpoint"]) + empty)
+
+    @property
+    def walltime_s(self) -> float | None:
+        """What `options` say that the queue grants a job; None if they do not say."""
+        given = self.options.get("walltime")
+        if not isinstance(given, str) or not _WALLTIME.fullmatch(given):
+            return None
+        hours, minutes, seconds = map(int, given.split(":"))
+        return 3600.0 * hours + 60.0 * minutes + seconds
+
     @model_validator(mode="after")
-    def _small(self) -> Self:
+    def _options_fit(self) -> Self:
         for name in ("options", "control"):
-            if len(str(getattr(self, name))) > 4096:
+            given: dict[str, str | int | float | bool] = getattr(self, name)
+            if len(str(given)) > 4096:
                 raise ValueError(f"{name} is above 4 kB; it is sent with every job")
+            if taken := sorted(_RESERVED & given.keys()):
+                raise ValueError(f"{name}: {taken[0]} is a name of the endpoint's own")
+        walltime = self.options.get("walltime")
+        if isinstance(walltime, str) and self.walltime_s is None:
+            raise ValueError(f"options: walltime = {walltime!r} is not HH:MM:SS")
+        if self.options.get("nodes_per_block", self.nodes) != self.nodes:
+            raise ValueError(f"nodes = {self.nodes} and options.nodes_per_block differ: a job has its block for itself")
         return self

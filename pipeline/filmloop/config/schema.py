@@ -285,6 +285,18 @@ class SiteConfig(Section):
     zoo: ZooSection = ZooSection()
     drift: DriftSection = DriftSection()
 
+    @model_validator(mode="after")
+    def _queue_grants_the_training(self) -> Self:
+        if not isinstance(self.launcher, GlobusLauncher) or self.launcher.walltime_s is None:
+            return self
+        wanted_s = self.training.deadline_s + self.launcher.save_before_s
+        if self.launcher.walltime_s < wanted_s:
+            raise ValueError(
+                f"launcher.options.walltime is below training.deadline_s and launcher.save_before_s, {wanted_s:.0f} s: "
+                "the queue would end the job first"
+            )
+        return self
+
     @property
     def frame_shape(self) -> tuple[int, int]:
         """(C, E)."""

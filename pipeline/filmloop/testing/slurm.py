@@ -10,20 +10,19 @@ Not as on a cluster: no cgroups, so Slurm follows processes by their parents and
 
 from __future__ import annotations
 
-import ctypes
 import getpass
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.held import hold
 from filmloop.core.retry import wait_until
+from filmloop.testing import processes
 from filmloop.testing.mlflow_server import free_port
 
 PREFIX = "filmloop-slurm-"
@@ -35,8 +34,6 @@ NODE_TIMEOUT_S = 10
 """A node that is silent for so long is down."""
 ON_ONE_MACHINE = {"GLOO_SOCKET_IFNAME": "lo"}
 """Environment of a job whose nodes are one machine: ranks talk over loopback."""
-_OWNER = "owner"
-_PR_SET_PDEATHSIG = 1
 _SBIN = ("/usr/sbin", "/sbin", "/usr/lib/slurm-wlm", "/usr/lib/x86_64-linux-gnu/slurm-wlm")
 
 _CONF = """\
@@ -129,7 +126,7 @@ class SlurmRig:
         for daemon in self._daemons.values():
             daemon.kill()
             daemon.wait()
-        _kill_all_below(self.folder)
+        kill_all(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -151,7 +148,7 @@ class SlurmRig:
         daemon = self._daemons[node]
         daemon.kill()
         daemon.wait()
-        _kill(lambda: node_processes(self.folder, node))
+        processes.kill(lambda: node_processes(self.folder, node))
 
     def start_node(self, node: str) -> None:
         """Start the node's slurmd again and wait until it may get jobs."""
@@ -172,21 +169,11 @@ class SlurmRig:
         self._wait(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "idle nodes")
 
     def _run(self, name: str, *options: str, program: str = "") -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-
-        def die_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._daemons[name] = subprocess.Popen(
-                [str(shutil.which(program or name, path=_path())), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self.environ},
-                preexec_fn=die_with_parent,
-                process_group=0,
-            )
+        self._daemons[name] = processes.start(
+            [str(shutil.which(program or name, path=_path())), *options],
+            environ={**os.environ, **self.environ},
+            log=self.folder / f"{name}.log",
+        )
 
     def _wait(self, ready: object, what: str) -> None:
         def look() -> bool | None:
@@ -206,11 +193,11 @@ def slurm_rig(nodes: Sequence[str] = ("n1", "n2")) -> Iterator[SlurmRig]:
     Raises:
         TransientError: it did not come up.
     """
-    _sweep()
+    processes.sweep(PREFIX, kill_all)
     # A short path: the name of munge's socket may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     folder.chmod(0o755)
-    with hold(folder / _OWNER):
+    with hold(folder / processes.OWNER):
         rig = SlurmRig(folder, nodes)
         try:
             rig.start()
@@ -222,11 +209,11 @@ def slurm_rig(nodes: Sequence[str] = ("n1", "n2")) -> Iterator[SlurmRig]:
 def node_processes(folder: Path, node: str) -> list[int]:
     """Ids of the processes of all jobs on `node`: tasks carry the node's name, and their keeper is their parent."""
     found = set()
-    for pid, environ in _processes_of(folder):
+    for pid, environ in processes.marked(_mark(folder)):
         if f"SLURMD_NODENAME={node}".encode() in environ:
             found.add(pid)
-            keeper = _parent(pid)
-            if _name(keeper) == "slurmstepd":
+            keeper = processes.parent(pid)
+            if processes.name(keeper) == "slurmstepd":
                 found.add(keeper)
     return sorted(found)
 
@@ -246,60 +233,13 @@ def _configure(folder: Path, nodes: Sequence[str]) -> None:
     (folder / "gres.conf").write_text("".join(_GPUS.format(name=node) for node in nodes))
 
 
-def _sweep() -> None:
-    """Remove what the rigs of killed owners left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if (folder / _OWNER).exists() and not is_held(folder / _OWNER):
-            _kill_all_below(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+def kill_all(folder: Path) -> None:
+    """SIGKILL every process of the rig in `folder`."""
+    processes.kill_marked(_mark(folder))
 
 
-def _kill_all_below(folder: Path) -> None:
-    _kill(lambda: [pid for pid, _ in _processes_of(folder)])
-
-
-def _kill(pids: object) -> None:
-    looks = 0
-    while looks < 2:
-        found = pids()  # type: ignore[operator]
-        looks = 0 if found else looks + 1
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _processes_of(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Processes of this rig, this one excepted: its configuration is in their environment."""
-    mark = f"SLURM_CONF={folder}/slurm.conf".encode()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        with suppress(OSError):
-            environ = Path("/proc", entry, "environ").read_bytes().split(b"\0")
-            if mark in environ and _state(int(entry)) not in "ZX":
-                yield int(entry), environ
-
-
-def _parent(pid: int) -> int:
-    return int(_stat(pid)[1]) if _stat(pid) else 0
-
-
-def _state(pid: int) -> str:
-    return _stat(pid)[0] if _stat(pid) else "X"
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+def _mark(folder: Path) -> str:
+    return f"SLURM_CONF={folder}/slurm.conf"
 
 
 def _path() -> str:

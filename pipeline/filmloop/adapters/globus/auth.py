@@ -1,16 +1,146 @@
-"""Who the site is at Globus."""
+"""Who the site is at Globus: an application with a secret, or a person who logged in.
+
+Nothing here prompts or dials out: apps ask for tokens when a client first needs one. An app is not made for several
+threads: each opens its own, which costs nothing but reading a file.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import globus_sdk
+from globus_sdk import ClientApp, GlobusApp, GlobusAppConfig, UserApp
+from globus_sdk.config import get_environment_name, get_service_url
+from globus_sdk.gare import GlobusAuthorizationParameters
+from globus_sdk.globus_app.protocols import LoginFlowManagerProvider
+from globus_sdk.login_flows import LoginFlowManager
+from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, Scope, TransferScopes
 
-from filmloop.config.globus import GlobusSection
+from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.identity import Identity, Role, identity_of, login_command, remember_identity
+from filmloop.adapters.globus.tokenstore import TokenStore
+from filmloop.config.globus import Collection, GlobusSection
+from filmloop.config.schema import SiteConfig
+from filmloop.core.errors import AuthError, ConfigError
+from filmloop.core.nodump import forbid_core_dumps
 
-Role = Literal["data", "weights"]
+__all__ = ["Role", "data_access", "needed_scopes", "open_app"]
+
+APP_NAME = "filmloop"
+"""The SDK names the folder of the tokens after it."""
 
 
-def open_app(section: GlobusSection, role: Role = "data") -> globus_sdk.GlobusApp:
-    """The SDK's app of the site's identity. It never prompts: what only a person can do is an `AuthError`."""
-    raise NotImplementedError
+def open_app(
+    section: GlobusSection,
+    role: Role = "data",
+    *,
+    scopes: Mapping[str, Iterable[Scope]] | None = None,
+    login_flow: LoginFlowManagerProvider | None = None,
+) -> GlobusApp:
+    """The SDK's app of the site's identity. It never prompts: what only a person can do is an `AuthError`.
+
+    Its tokens are in the SDK's own file, `~/.globus/app/<client_id>/filmloop/tokens.json`, and are renewed by
+    themselves. Its process leaves no core dump from now on.
+
+    Args:
+        section: Who that is.
+        role: `weights` may be another identity, with a budget of its own.
+        scopes: What is needed, by resource server, beyond what clients that are given the app ask for.
+        login_flow: How a person logs in; only `filmloop login` has one.
+
+    Raises:
+        ConfigError: the site file names no client, or the environment no such Globus.
+        AuthError: the secret is not in the environment, or the file of tokens cannot be used.
+    """
+    who = identity_of(section, role)
+    if not who.client_id:
+        raise ConfigError(
+            "[globus] names no client_id.",
+            hint="Register an application at https://app.globus.org/settings/developers and write its id there.",
+        )
+    _check_environment()
+    remember_identity(role, who)
+    forbid_core_dumps()
+    needed = {server: list(wanted) for server, wanted in (scopes or {}).items()}
+    with globus_errors("Opening the tokens", role=role):
+        if who.login == "client":
+            return ClientApp(
+                APP_NAME,
+                client_id=who.client_id,
+                client_secret=_secret(who),
+                scope_requirements=needed,
+                config=GlobusAppConfig(token_storage=_RenewableTokens, auto_redrive_gares=True),
+            )
+        return UserApp(
+            APP_NAME,
+            client_id=who.client_id,
+            scope_requirements=needed,
+            config=GlobusAppConfig(
+                token_storage=TokenStore,
+                request_refresh_tokens=True,
+                token_validation_error_handler=None,
+                login_flow_manager=login_flow or Unattended,
+            ),
+        )
+
+
+def needed_scopes(config: SiteConfig, role: Role = "data") -> dict[str, list[Scope]]:
+    """All that a site's parts ask for in a role, so that one login is enough."""
+    needed: dict[str, list[Scope]] = {AuthScopes.resource_server: [AuthScopes.openid, AuthScopes.profile]}
+    if config.mover.kind == "globus":
+        needed[TransferScopes.resource_server] = [data_access(config.mover.edge, config.mover.cluster)]
+    if config.launcher.kind == "globus" and role == "data":
+        needed[ComputeScopes.resource_server] = [ComputeScopes.all]
+        needed[AuthScopes.resource_server].append(AuthScopes.manage_projects)
+    return needed
+
+
+def data_access(*collections: Collection) -> Scope:
+    """Transfer's scope, with the consent that mapped collections ask for; guest collections have no such thing."""
+    return TransferScopes.all.with_dependencies(
+        GCSCollectionScopes(found.collection).data_access.with_optional(True)
+        for found in collections
+        if found.mapped and found.collection
+    )
+
+
+class Unattended(LoginFlowManager):
+    """The login of a process that nobody sits at: it fails, with the command that a person has to run."""
+
+    @classmethod
+    def for_globus_app(cls, app_name: str, login_client: globus_sdk.AuthLoginClient, config: Any) -> Unattended:
+        """See `LoginFlowManagerProvider`."""
+        return cls(login_client)
+
+    def run_login_flow(self, auth_parameters: GlobusAuthorizationParameters) -> NoReturn:
+        """See `LoginFlowManager`.
+
+        Raises:
+            AuthError: always.
+        """
+        raise AuthError("Globus asks for a login.", hint=f"Run `{login_command()}` on a terminal.")
+
+
+class _RenewableTokens(TokenStore):
+    renewable = True
+
+
+def _secret(who: Identity) -> str:
+    found = os.environ.get(who.secret_name, "")
+    if not found:
+        raise AuthError(
+            f"{who.secret_name} is not in the environment: the secret of the client {who.client_id}.",
+            hint="A unit of systemd takes it from an EnvironmentFile with mode 0600; "
+            'a person logs in with login = "user" and `filmloop login`.',
+            ids={"client_id": who.client_id},
+        )
+    return found
+
+
+def _check_environment() -> None:
+    try:
+        get_service_url("auth", environment=get_environment_name())
+    except ValueError as exc:
+        raise ConfigError(f"GLOBUS_SDK_ENVIRONMENT: {exc}.", hint="Unset it for the real Globus.") from exc

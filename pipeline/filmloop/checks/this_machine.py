@@ -1,0 +1,69 @@
+"""What a site needs of the machine that it runs on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from filmloop.bootstrap import Site
+from filmloop.core.finding import Finding
+
+_MIN_FREE_BYTES = 2_000_000_000  # a few hundred shards, the registry's bundles, the logs
+_NEEDED = ("numpy", "pydantic", "torch", "zarr", "safetensors", "mlflow-skinny", "h5py", "onnx", "matplotlib")
+
+
+def python(_site: Site) -> Finding:
+    """Which interpreter this is."""
+    text = f"{sys.version.split()[0]} at {sys.executable}"
+    return Finding(item="python", state="ok", detail=text)
+
+
+def packages(_site: Site) -> Finding:
+    """What is installed, what is not."""
+    found, missing = [], []
+    for name in _NEEDED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding(
+            item="packages", state="fail", detail=f"not installed: {', '.join(missing)}",
+            hint="pip install -c constraints.txt -e '.[local]', or `make install`",
+        )  # fmt: skip
+    return Finding(item="packages", state="ok", detail=", ".join(found))
+
+
+def home(site: Site) -> Finding:
+    """The state folder can be written, and has room."""
+    root = site.home.root
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding(
+            item="state folder", state="fail", detail=f"{existing} is not writable",
+            hint="Set FILMLOOP_HOME to a folder on a local disk that you may write.",
+        )  # fmt: skip
+    free = shutil.disk_usage(existing).free
+    if free < _MIN_FREE_BYTES:
+        return Finding(
+            item="state folder", state="warn", detail=f"{root}: only {free / 1e9:.1f} GB free",
+            hint="Lower [staging] keep_shards, or move the state with FILMLOOP_HOME.",
+        )  # fmt: skip
+    return Finding(item="state folder", state="ok", detail=f"{root}: {free / 1e9:.0f} GB free")
+
+
+def model(site: Site) -> Finding:
+    """The catalog has the model, and it takes frames of the site's shape."""
+    from filmloop_models.catalog import get
+
+    name = site.config.model.name
+    try:
+        module = get(name).module(site.config.frame_shape, site.config.model.hyper)
+    except ValueError as exc:
+        return Finding(item="model", state="fail", detail=str(exc), hint="Mend [model] or [frame] in the site file.")
+    parameters = sum(p.numel() for p in module.parameters())
+    return Finding(
+        item="model", state="ok", detail=f"{name}: {parameters:,} parameters, frames {site.config.frame_shape}"
+    )

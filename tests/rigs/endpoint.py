@@ -1,0 +1,204 @@
+"""The real endpoint daemon of Globus Compute, started beside a test and pointed at the emulated services.
+
+Two generations of processes: the core endpoint, which is registered, and user endpoints, which it starts on demand, one
+for each set of options; their workers are below them, or in Slurm's jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filmloop.adapters.local.held import hold
+from filmloop.core.retry import wait_until
+from filmloop.testing import processes
+from filmloop.testing.globus.hosted import Hosted
+
+PREFIX = "filmloop-endpoint-"
+NAME = "cluster"
+HEARTBEAT_S = 5
+"""The least that the daemon accepts."""
+START_S = 90.0
+"""It is online 3 s after its start on an idle machine."""
+CLIENT_ID = "c0ffee00-0000-4000-8000-000000000001"
+"""The application that registers the endpoint, and may use it."""
+SECRET = "an-endpoint-secret"
+_CONFIG = f"""\
+display_name: {NAME}
+email: operator@example.org
+heartbeat_period: {HEARTBEAT_S}
+debug: true
+"""
+_TEMPLATE = """\
+heartbeat_period: 5
+idle_heartbeats_soft: 0
+engine:
+  type: ThreadPoolEngine
+  max_workers: 2
+"""
+
+
+_MARK = "GLOBUS_COMPUTE_USER_DIR"
+
+
+class Endpoint:
+    """A core endpoint; see `endpoint`.
+
+    Attributes:
+        folder: Of this rig: configuration, logs and the folders that tasks run in.
+        id: The identifier that the service gave it, '' before its first start.
+        environ: What the SDK needs to reach the services as the endpoint's owner, beside a process's own environment.
+    """
+
+    def __init__(self, folder: Path, hosted: Hosted, template: str, environ: Mapping[str, str]) -> None:
+        self.folder, self._hosted = folder, hosted
+        self._conf = folder / "compute" / NAME
+        self._conf.mkdir(parents=True)
+        (folder / "work").mkdir()
+        self.environ = {
+            **hosted.environ,
+            "GLOBUS_COMPUTE_CLIENT_ID": CLIENT_ID,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": SECRET,
+            # Longer than a submit waits for a user endpoint.
+            "GLOBUS_SDK_HTTP_TIMEOUT": "60",
+        }
+        self._daemon: subprocess.Popen[bytes] | None = None
+        (self._conf / "config.yaml").write_text(_CONFIG)
+        (self._conf / "user_config_template.yaml.j2").write_text(template)
+        self._write_environment(environ)
+
+    @property
+    def id(self) -> str:
+        """See the class."""
+        path = self._conf / "endpoint.json"
+        return str(json.loads(path.read_text())["endpoint_id"]) if path.exists() else ""
+
+    def start(self) -> None:
+        """Start the daemon and wait until the service knows that it is online."""
+        # It would think for three heartbeats that a killed predecessor lives.
+        for path in self._conf.glob("*.pid"):
+            path.unlink()
+        self._daemon = processes.start(
+            [str(Path(sys.executable).with_name("globus-compute-endpoint")), "start", NAME],
+            environ={**os.environ, **self.environ, _MARK: str(self.folder / "compute"), "HOME": str(self.folder)},
+            log=self.folder / "core.log",
+            cwd=self.folder,
+        )
+        wait_until(self._online, deadline_s=START_S, what="the endpoint", hint=f"Logs are in {self.folder}.", cap_s=0.2)
+
+    def stop(self) -> None:
+        """End it as an operator does, user endpoints and workers included."""
+        if self._daemon:
+            self._daemon.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._daemon.wait(20)
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL the core endpoint alone; its user endpoints notice that within a second or two."""
+        if self._daemon:
+            self._daemon.kill()
+            self._daemon.wait()
+            self._daemon = None
+
+    def restore(self) -> None:
+        """See to it that it runs and nothing of an earlier one is left."""
+        if self._daemon is None or self._daemon.poll() is not None or not self.online():
+            self.stop()
+            _kill_all(self.folder)
+            self.start()
+
+    def close(self) -> None:
+        """End everything of the rig and remove its folder."""
+        self.stop()
+        _kill_all(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def online(self) -> bool:
+        """Whether the service counts it as online."""
+        return self.id in self._hosted.ask("GET", "compute")["online"]
+
+    def user_endpoints(self) -> list[int]:
+        """Process ids of the user endpoints."""
+        return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
+
+    def workers(self) -> list[int]:
+        """Process ids of all that is below the user endpoints: what starts workers, workers, what tasks started."""
+        own = {*self.user_endpoints(), self._daemon.pid if self._daemon else 0}
+        return [pid for pid in self.processes() if pid not in own]
+
+    def kill_user_endpoints(self) -> None:
+        """SIGKILL them; their workers are left alone."""
+        for pid in self.user_endpoints():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self) -> list[int]:
+        """Ids of all processes of the rig."""
+        return sorted(_processes(self.folder))
+
+    def logs(self) -> str:
+        """What all of it wrote."""
+        paths = [self.folder / "core.log", *sorted((self.folder / "compute").rglob("*.log"))]
+        return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in paths if path.exists())
+
+    def _online(self) -> bool | None:
+        if self._daemon is not None and self._daemon.poll() is not None:
+            raise RuntimeError(f"the endpoint ended with {self._daemon.returncode}:\n{self.logs()[-3000:]}")
+        return True if self.online() else None
+
+    def _write_environment(self, environ: Mapping[str, str]) -> None:
+        """For user endpoints: as root the daemon clears the environment that it starts them in."""
+        home = Path(sys.executable).parent
+        known = {
+            "PATH": f"{home}:/usr/bin:/bin:/usr/sbin",
+            "HOME": str(self.folder),
+            _MARK: str(self.folder / "compute"),
+            "GLOBUS_SDK_ENVIRONMENT": "local",
+            "CWD": str(self.folder / "work"),
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "OMP_NUM_THREADS": "1",
+            **environ,
+        }
+        (self._conf / "user_environment.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in known.items()))
+
+
+@contextmanager
+def endpoint(
+    hosted: Hosted, *, template: str = _TEMPLATE, environ: Mapping[str, str] | None = None
+) -> Iterator[Endpoint]:
+    """Run an endpoint for the block.
+
+    Args:
+        hosted: The emulated services, with a broker.
+        template: What a user endpoint's configuration is made from.
+        environ: Additions to the environment of user endpoints, and so of workers.
+
+    Raises:
+        TransientError: it did not come up.
+    """
+    processes.sweep(PREFIX, _kill_all)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with hold(folder / processes.OWNER):
+        made = Endpoint(folder, hosted, template, environ or {})
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()
+
+
+def _processes(folder: Path) -> set[int]:
+    return {*processes.below(folder), *(pid for pid, _ in processes.marked(f"{_MARK}={folder}/compute"))}
+
+
+def _kill_all(folder: Path) -> None:
+    processes.kill(lambda: _processes(folder))

@@ -1,0 +1,67 @@
+"""Globus Compute for tests: one broker, one set of services and one endpoint a session, whole again after each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from globus_compute_sdk.sdk import executor
+
+from filmloop.testing.globus.hosted import Hosted, hosted
+from rigs.broker import Broker, broker, missing
+from rigs.endpoint import Endpoint, endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """What a test gets."""
+
+    broker: Broker
+    hosted: Hosted
+    endpoint: Endpoint
+
+
+@pytest.fixture(scope="session")
+def _broker() -> Iterator[Broker]:
+    if lacks := missing():
+        pytest.skip(f"GLOBUS COMPUTE NOT TESTED: no {lacks} here; .ci/system installs rabbitmq-server (Debian, root)")
+    with broker() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def _hosted(_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with hosted(tmp_path_factory.mktemp("hosted"), amqp=_broker.url) as services:
+        yield services
+
+
+@pytest.fixture(scope="session")
+def _endpoint(_hosted: Hosted) -> Iterator[Endpoint]:
+    with endpoint(_hosted) as found:
+        yield found
+
+
+@pytest.fixture
+def compute(
+    _broker: Broker, _hosted: Hosted, _endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Compute]:
+    """Services, a real broker and a real endpoint that is online; the SDK of this process speaks to them as its owner."""
+    for name, value in _endpoint.environ.items():
+        monkeypatch.setenv(name, value)
+    yield Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint)
+    _end_watchers()
+    _hosted.reset()
+    _broker.restore()
+    _endpoint.restore()
+
+
+def _end_watchers() -> None:
+    """End the SDK's threads that wait for results: they outlive their executors, wait for ever for those of lost tasks at
+    the end of the process, and leave sockets of their event loop open.
+    """
+    for watcher in list(executor._RESULT_WATCHERS.values()):
+        connection = watcher._connection
+        watcher.shutdown(wait=True, cancel_futures=True)
+        if connection is not None:
+            connection.ioloop.close()
