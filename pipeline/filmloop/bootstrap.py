@@ -192,7 +192,9 @@ def open_mover(site: Site) -> Mover:
         prepare_globus(site)
         from filmloop.adapters.globus.mover import GlobusMover
 
-        return GlobusMover(section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves)
+        return GlobusMover(
+            section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves, site=site.config.site
+        )
     from filmloop.adapters.local.mover import LocalMover
 
     return LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=section)

@@ -31,9 +31,9 @@ def resumable(parts: CycleParts) -> CycleRow | None:
     begun_under = parts.home.cycles / row.cycle_id / "config.json"
     if begun_under.exists() and read_json(begun_under) != parts.config.as_json():
         for step in parts.ledger.steps(row.cycle_id):
-            if step.name == "train" and step.handle and step.result is None:
+            if step.handle and step.result is None:
                 with suppress(FilmloopError):
-                    parts.launcher.cancel(step.handle)
+                    (parts.launcher if step.name == "train" else parts.mover).cancel(step.handle)
         message = "Abandoned: it was cut off, and the site's configuration has changed since."
         _log.warning("cycle %s: %s", row.cycle_id, message)
         report = CycleReport(cycle_id=row.cycle_id, outcome="failed", message=message)

@@ -39,7 +39,7 @@ from filmloop.promotion.gate import judge
 from filmloop.promotion.publish import promote, set_challenger, settle
 from filmloop.promotion.report import describe
 from filmloop.selection import frames_of, is_fresh, newest, usable_shards
-from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_ref, weights_folder
+from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.verify import verify_shard
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
@@ -218,14 +218,30 @@ def _train(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, 
         code_commit=parts.code_commit,
     )
     job.write(cycle.folder / "job.json")
-    files = launch(
-        parts.launcher,
-        job,
-        poll_s=parts.poll_s,
-        keep_handle=lambda handle: cycle.keep_handle("train", handle),
-        tell=lambda text: cycle.tell("train", text),
-    )
+    try:
+        files = launch(
+            parts.launcher,
+            job,
+            poll_s=parts.poll_s,
+            keep_handle=lambda handle: cycle.keep_handle("train", handle),
+            tell=lambda text: cycle.tell("train", text),
+        )
+    except DataError:
+        _discard_shipped(cycle, chosen, recalled)
+        raise
     return {"files": [file.as_json() for file in files]}
+
+
+def _discard_shipped(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> None:
+    """The trainer hashes all it reads and found something damaged: the next cycle sends everything anew."""
+    parts = cycle.parts
+    try:
+        shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
+        paths = [path for shard in shards for path in shard_paths(parts.home, shard)]
+        paths += [weights_folder(parts.registry.model, v) for v in sorted({chosen["champion"], recalled.base} - {""})]
+        parts.mover.discard(paths, key=f"{cycle.id}-damaged")
+    except FilmloopError as exc:
+        _log.warning("what the cluster holds of cycle %s was not discarded: %s", cycle.id, exc.message)
 
 
 def _weights(cycle: Cycle, version: str) -> WeightsRef | None:

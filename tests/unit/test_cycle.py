@@ -28,7 +28,7 @@ from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.shards import example_block, write_shard
 
 FRAME_SHAPE = (4, 8)
-Act = Literal["win", "lose", "tie", "fail", "lose_job", "hang_up"]
+Act = Literal["win", "lose", "tie", "fail", "find_damage", "lose_job", "hang_up"]
 
 
 @dataclass
@@ -64,6 +64,8 @@ class ScriptedTrainer:
             return LaunchStatus(state="lost", detail="the node went away")
         if act == "fail":
             return LaunchStatus(state="failed", exit_code=6, detail="loss is nan", log_tail="step 12 loss nan")
+        if act == "find_damage":
+            return LaunchStatus(state="failed", exit_code=5, error="DataError", detail="counts has another SHA-256")
         bundle = Path(folder) / "bundle"
         files = (*file_digests(bundle), FileDigest.of(bundle / "result.json", bundle))
         return LaunchStatus(state="succeeded", exit_code=0, bundle_files=files)
@@ -379,6 +381,17 @@ def test_a_damaged_shard_is_set_aside_once_and_the_cycle_goes_on_without_it(worl
     world.cycle("win", again=True)
     chosen = {ref.shard_id for ref in world.trainer.jobs[-1].fresh + world.trainer.jobs[-1].replay}
     assert "test/run000001/00000001" not in chosen
+
+
+def test_what_the_trainer_found_damaged_is_sent_anew_by_the_next_cycle(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    with pytest.raises(DataError, match="SHA-256"):
+        world.cycle("find_damage")
+    assert [path for path in world.home.cluster.rglob("*") if path.is_file() and "runs" not in path.parts] == []
+    assert world.cycle("win").outcome == "promoted"
+    assert len(world.trainer.jobs[-1].fresh) == 2
 
 
 def test_a_bundle_of_another_job_is_refused(world: World) -> None:
