@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import globus_sdk
-from globus_sdk.transport import RequestsTransport
+from globus_sdk.transport import RequestsTransport, RetryConfig
 
 from filmloop.adapters.globus.auth import Role, open_app
 from filmloop.adapters.globus.errors import globus_errors
@@ -20,6 +20,8 @@ from filmloop.config.globus import GlobusMover, GlobusSection
 T = TypeVar("T")
 _READINGS = 3
 """Times that a file is read to be hashed: to compare it, at the source, at the target."""
+_REPEATS = 2
+"""By the SDK itself, within seconds: it must be some for tokens to be renewed. A longer wait is ours, and can be stopped."""
 _EVENTS = 20
 """Errors that are looked at when a task is in trouble, newest first."""
 
@@ -146,7 +148,9 @@ class Transfer:
         self._role = role
         with globus_errors("Opening Globus Transfer", role=role):
             self._client = globus_sdk.TransferClient(
-                app=open_app(globus, role), transport=RequestsTransport(http_timeout=section.request_timeout_s)
+                app=open_app(globus, role),
+                transport=RequestsTransport(http_timeout=section.request_timeout_s),
+                retry_config=RetryConfig(max_retries=_REPEATS),
             )
             for side in (section.edge, section.cluster):
                 if side.mapped:
