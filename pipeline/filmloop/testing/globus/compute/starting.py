@@ -27,8 +27,7 @@ def user_endpoint(
     found = _registered(book, core, identity, options)
     queues.declare(task_queue(found.id))
     with book.lock:
-        if not book.online(found.id):
-            book.pulses.pop(found.id, None)
+        book.failures.pop(found.id, None)
     command = {
         "command": "cmd_start_endpoint",
         "args": [],
@@ -67,9 +66,8 @@ def _wait(book: Book, endpoint: Endpoint) -> None:
     end = time.monotonic() + START_S
     with book.heard:
         while not book.online(endpoint.id):
-            pulse = book.pulses.get(endpoint.id)
-            if pulse and "error" in pulse.state:
-                refuse(422, "ENDPOINT_START_FAILED", str(pulse.state["error"]))
+            if failure := book.failures.get(endpoint.id):
+                refuse(422, "ENDPOINT_START_FAILED", failure)
             left_s = end - time.monotonic()
             if left_s <= 0:
                 refuse(422, "ENDPOINT_START_TIMEOUT", f"The user endpoint did not come online within {START_S:.0f} s")
