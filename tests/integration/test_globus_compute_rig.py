@@ -20,6 +20,7 @@ from globus_sdk import GlobusAPIError
 
 from filmloop.core.retry import wait_until
 from filmloop.testing import processes
+from filmloop.testing.globus.hosted import hosted
 from rigs import broker as brokers
 from rigs import endpoint as endpoints
 from rigs.endpoint import ENGINES
@@ -201,7 +202,7 @@ def test_options_that_the_endpoint_refuses_are_refused_with_its_words(compute: C
     assert "is not one of" in refusal(compute, {"engine": "abacus"}).text
     assert "'walltime' is a required property" in refusal(compute, {"engine": "slurm"}).text
     no_interface = refusal(compute, ENGINES["pool"] | {"interface": "ib9"})
-    assert (no_interface.http_status, no_interface.code) == (422, "ENDPOINT_START_FAILED")
+    assert (no_interface.http_status, no_interface.code) == (422, "SEMANTICALLY_INVALID")
 
 
 def refusal(compute: Compute, options: dict[str, object]) -> GlobusAPIError:
@@ -233,6 +234,19 @@ def test_a_result_outlives_the_death_of_the_broker(compute: Compute) -> None:
     compute.broker.start()
     done = wait_until(lambda: client.get_task(task).get("result"), deadline_s=60, what="the result")
     assert done == "rested"
+
+
+def test_the_services_remember_what_they_held_before_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_ID", endpoints.CLIENT_ID)
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", endpoints.SECRET)
+    known = ""
+    for life in ("first", "second"):
+        with hosted(tmp_path / "state") as services:
+            for name, value in services.environ.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("HOME", str(tmp_path / life))
+            known = known or Client().register_function(where)
+            assert Client().get_function(known)["function_name"] == "where", life
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from filmloop.core.clock import epoch_s
 from filmloop.core.errors import DataError
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import MoveItem, MoveStatus
@@ -218,3 +220,36 @@ def test_the_edge_gets_only_what_it_has_hashed_itself(rig: GlobusRig, site: Glob
     assert files_below(site.edge) == set()
     assert ended(mover, mover.submit("to_edge", items, key="c1-fetch")).state == "succeeded"
     assert not (site.edge / ".incoming/c1-fetch").exists()
+
+
+def late(site: GlobusSite, key: str) -> None:
+    """Wait until the recorded deadline of the move's task has passed."""
+    written = json.loads((site.journal / key / "attempt-0001.json").read_text())["tasks"][0]
+    assert written["task_id"] == ""
+    time.sleep(max(0.0, epoch_s(written["deadline_utc"]) - time.time()) + 0.1)
+
+
+def test_after_its_deadline_a_task_whose_answer_was_lost_is_looked_for(rig: GlobusRig, site: GlobusSite) -> None:
+    rig.hosted.fault("lose_answer", times=-1, match={"route": "POST /v0.10/transfer"})
+    mover = site.make(task_deadline_s=2.0)
+    mover.submit("to_cluster", put(site, "a", "b"), key="c1-move")
+    wait_until(lambda: site.tasks() or None, deadline_s=10, what="a task")
+    mover.close()
+    assert rig.hosted.fired("lose_answer") >= 1
+    rig.hosted.clear_faults()
+    late(site, "c1-move")
+    assert ended(site.make(), "c1-move").state == "succeeded"
+    assert len(site.tasks()) == 1
+
+
+def test_after_its_deadline_a_document_that_never_arrived_is_written_anew(rig: GlobusRig, site: GlobusSite) -> None:
+    rig.hosted.fault("refuse", times=-1, match={"route": "POST /v0.10/transfer"}, status=503)
+    mover = site.make(task_deadline_s=2.0)
+    mover.submit("to_cluster", put(site, "a", "b"), key="c1-move")
+    wait_until(lambda: rig.hosted.fired("refuse") or None, deadline_s=10, what="a refusal")
+    mover.close()
+    rig.hosted.clear_faults()
+    late(site, "c1-move")
+    assert ended(site.make(), "c1-move").state == "succeeded"
+    assert len(site.tasks()) == 1
+    assert (site.journal / "c1-move/attempt-0002.json").exists()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from filmloop.adapters.globus.attempts import SWEPT, Attempt, Attempts, SentTask
 from filmloop.adapters.globus.audit import missing
-from filmloop.adapters.globus.diagnose import ABSENT_CODES, CHECKSUM_CODES
+from filmloop.adapters.globus.diagnose import ABSENT_CODES, CHECKSUM_CODES, EXTERNAL_CHECKSUM
 from filmloop.adapters.globus.ends import Ends
+from filmloop.adapters.globus.identity import Role
 from filmloop.adapters.globus.patience import Patience
 from filmloop.adapters.globus.place import FarSide, LostError
 from filmloop.adapters.globus.renames import plan_renames, standing
@@ -21,7 +22,7 @@ from filmloop.adapters.globus.transfer_client import Arrival, Fault, TaskView
 from filmloop.adapters.globus.watch import VerdictError, Watch
 from filmloop.adapters.local.deliver import below, check_content, is_delivered, settle
 from filmloop.adapters.local.movejournal import MoveRequest
-from filmloop.adapters.local.movethread import MoveThread, OverdueError
+from filmloop.adapters.local.movethread import MoveThread, OverdueError, StoppedError
 from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.ports.mover import MoveItem
 
@@ -39,16 +40,18 @@ class GlobusMove(MoveThread):
         self._ends, self._section = ends, ends.section
         self._items = [_normal(wire.as_item()) for wire in request.items]
         self._up = request.direction == "to_cluster"
+        self._role: Role = "data" if self._up else "weights"
         self._incoming = incoming(request.key)
         self._attempts = Attempts(folder)
         self._patience = Patience(
-            lambda: ends.open("data" if self._up else "weights"),
+            lambda: ends.open(self._role),
             pause=self.pause, keep_on=self.keep_on, first_s=max(self._section.poll_s, 0.1),
             give_up_s=self._section.stall_s, tell=self._tell,
         )  # fmt: skip
         self._tasks = Tasks(request.key, request.direction, self._items, self._attempts, ends, self._patience)
         self._far = FarSide(ends.cluster, request.key, self._patience.ask)
         self._across: set[int] = set()
+        self._looked_at: set[tuple[str, str]] = set()
 
     def move(self) -> None:
         """See `MoveThread.move`."""
@@ -63,6 +66,11 @@ class GlobusMove(MoveThread):
         except LostError:
             if attempt := self._attempts.latest():
                 self._attempts.keep(attempt, state="failed")
+            raise
+        except (FilmloopError, StoppedError):
+            raise
+        except Exception as exc:
+            self._tasks.give_up(f"{type(exc).__name__}: {exc}")
             raise
         finally:
             self._patience.close()
@@ -159,7 +167,7 @@ class GlobusMove(MoveThread):
 
         watch = Watch(
             task.task_id, size_bytes=sum(self._items[number].size_bytes for number in task.items),
-            ask=self._patience.ask, pause=self.pause, poll_s=self._section.poll_s,
+            role=self._role, ask=self._patience.ask, pause=self.pause, poll_s=self._section.poll_s,
             stall_s=self._section.stall_s, look=self._look, tell=tell,
         )  # fmt: skip
         view = watch.until_done()
@@ -168,12 +176,20 @@ class GlobusMove(MoveThread):
 
     def _look(self, fault: Fault) -> None:
         """Is it the data's fault? Only a source that is gone or has changed is; all else may pass."""
-        if fault.code not in ABSENT_CODES | CHECKSUM_CODES:
+        about = (fault.code, fault.path)
+        if fault.code not in ABSENT_CODES | CHECKSUM_CODES or about in self._looked_at:
             return
+        self._looked_at.add(about)
         suspects = [item for item in self._items if not fault.path or fault.path.endswith(f"/{item.source_path}")]
         if self._up:
             for item in suspects or self._items:
                 check_content(item, below(self._ends.edge_root, item.source_path))
+        elif fault.code == EXTERNAL_CHECKSUM:
+            # The way was verified before: the file over there is not the one that was hashed.
+            raise DataError(
+                f"{fault.path or 'A file'} at the cluster is not what its item says. {fault.text}".rstrip(),
+                hint="It was changed after training had hashed it; the next cycle trains again.",
+            )
         elif fault.code in ABSENT_CODES and suspects:
             cluster, item = self._ends.cluster, suspects[0]
             if self._patience.ask(lambda t: t.stat(cluster.collection, cluster.path(item.source_path))) is None:

@@ -86,7 +86,8 @@ class Tasks:
         return attempt
 
     def _sent(self, attempt: Attempt, number: int, task: SentTask) -> str | None:
-        if epoch_s(task.deadline_utc) > time.time() + _DEADLINE_MARGIN_S:
+        margin_s = min(_DEADLINE_MARGIN_S, 0.1 * self._ends.section.task_deadline_s)
+        if epoch_s(task.deadline_utc) > time.time() + margin_s:
             document = self._attempts.document(attempt, number)
             return self._patience.ask(lambda t: t.submit(document))
         # Transfer refuses a deadline in the past, also in a document that it has taken before.

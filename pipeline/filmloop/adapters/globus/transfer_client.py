@@ -20,7 +20,7 @@ from filmloop.config.globus import GlobusMover, GlobusSection
 T = TypeVar("T")
 _READINGS = 3
 """Times that a file is read to be hashed: to compare it, at the source, at the target."""
-_REPEATS = 2
+REPEATS = 2
 """By the SDK itself, within seconds: it must be some for tokens to be renewed. A longer wait is ours, and can be stopped."""
 _EVENTS = 20
 """Errors that are looked at when a task is in trouble, newest first."""
@@ -150,7 +150,7 @@ class Transfer:
             self._client = globus_sdk.TransferClient(
                 app=open_app(globus, role),
                 transport=RequestsTransport(http_timeout=section.request_timeout_s),
-                retry_config=RetryConfig(max_retries=_REPEATS),
+                retry_config=RetryConfig(max_retries=REPEATS),
             )
             for side in (section.edge, section.cluster):
                 if side.mapped:

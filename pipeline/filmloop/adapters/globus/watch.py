@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from filmloop.adapters.globus.diagnose import ended_badly, stalled, words
+from filmloop.adapters.globus.identity import Role
 from filmloop.adapters.globus.patience import Ask
 from filmloop.adapters.globus.transfer_client import Fault, TaskView
 from filmloop.core.errors import DataError, FilmloopError, TransientError
@@ -27,6 +28,7 @@ class Watch:
     Args:
         task_id: Which.
         size_bytes: Of all its files.
+        role: Who asks.
         ask: Sends a request.
         pause: Waits; raises when the move is to stop.
         poll_s: Between two requests.
@@ -40,6 +42,7 @@ class Watch:
         task_id: str,
         *,
         size_bytes: int,
+        role: Role,
         ask: Ask,
         pause: Callable[[float], None],
         poll_s: float,
@@ -47,7 +50,8 @@ class Watch:
         look: Callable[[Fault], None],
         tell: Callable[[TaskView, str], None],
     ) -> None:
-        self._task_id, self._size_bytes, self._ask, self._pause = task_id, size_bytes, ask, pause
+        self._task_id, self._size_bytes, self._role = task_id, size_bytes, role
+        self._ask, self._pause = ask, pause
         self._poll_s, self._stall_s, self._look, self._tell = poll_s, stall_s, look, tell
         self._fault: Fault | None = None
         self._faults = 0
@@ -76,9 +80,9 @@ class Watch:
             self._ask_why(view)
             self._tell(view, self._words(view))
             if view.ended:
-                raise VerdictError(ended_badly(self._task_id, view, self._fault))
+                raise VerdictError(ended_badly(self._task_id, view, self._fault, self._role))
             if (still_s := time.monotonic() - since_s) > self._stall_s:
-                raise VerdictError(stalled(self._task_id, view, self._fault, self._pause_message, still_s))
+                raise VerdictError(stalled(self._task_id, view, self._fault, self._pause_message, still_s, self._role))
 
     def _ask_why(self, view: TaskView) -> None:
         """Read the newest errors when there are more of them, and who paused it when somebody has."""
@@ -86,15 +90,20 @@ class Watch:
             self._pause(self._poll_s)
             self._faults = view.faults
             if found := self._ask(lambda t: t.faults(self._task_id)):
-                self._fault = found[0]
-                try:
-                    self._look(found[0])
-                except DataError as exc:
-                    raise VerdictError(exc) from exc
+                self._take(found[0])
+        if view.status == "FAILED":
+            self._take(Fault(code=view.code, path="", text=view.reason))
         if view.paused and not self._was_paused:
             self._pause(self._poll_s)
             self._pause_message = self._ask(lambda t: t.pause_message(self._task_id))
         self._was_paused = view.paused
+
+    def _take(self, fault: Fault) -> None:
+        self._fault = fault if fault.code or self._fault is None else self._fault
+        try:
+            self._look(fault)
+        except DataError as exc:
+            raise VerdictError(exc) from exc
 
     def _words(self, view: TaskView) -> str:
         if view.paused:

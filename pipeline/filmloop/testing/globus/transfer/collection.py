@@ -14,11 +14,12 @@ class RefusedError(Exception):
     Args:
         code: As the events of a task name it.
         details: In words.
+        endless: The task tries again, whatever it was asked to do then.
     """
 
-    def __init__(self, code: str, details: str) -> None:
+    def __init__(self, code: str, details: str, *, endless: bool = False) -> None:
         super().__init__(f"{code}: {details}")
-        self.code, self.details = code, details
+        self.code, self.details, self.endless = code, details, endless
 
 
 @dataclass(kw_only=True)

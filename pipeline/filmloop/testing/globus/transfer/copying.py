@@ -88,6 +88,8 @@ class TransferWork(Work):
         super().failed(file, exc)
         code, details = code_of(exc)
         asked = self.task.asked
+        if isinstance(exc, RefusedError) and exc.endless:
+            return
         if code == "QUOTA_EXCEEDED" and asked.get("fail_on_quota_errors"):
             self.fail(code, details)
         if asked.get("skip_source_errors") and code in ("FILE_NOT_FOUND", "PERMISSION_DENIED"):

@@ -15,10 +15,13 @@ FILE_ERRORS = {
     "file_not_found": "FILE_NOT_FOUND",
     "permission_denied": "PERMISSION_DENIED",
     "quota_exceeded": "QUOTA_EXCEEDED",
+    "no_space_left": "NO_SPACE_LEFT",
     "endpoint_error": "ENDPOINT_ERROR",
     "connection_reset": "CONNECTION_RESET",
 }
-"""Faults that make a file fail, and the code of their event. The task stays ACTIVE and tries the file again."""
+"""Faults that make a file fail, and the code of their event. The task stays ACTIVE and tries the file again; with
+`endless=True` also where it should fail, as with `fail_on_quota_errors`.
+"""
 _TICK_S = 0.02
 
 
@@ -140,8 +143,9 @@ class Work(ABC):
             self.wait(float(stall.get("seconds", 3600)))
         self.keep_on()
         for name, code in FILE_ERRORS.items():
-            if self.fault(name, path) is not None:
-                raise RefusedError(code, f"an injected fault: {path}")
+            asked = self.fault(name, path)
+            if asked is not None:
+                raise RefusedError(code, f"an injected fault: {path}", endless=bool(asked.get("endless")))
 
     def _paused_for(self, seconds: float | None) -> None:
         if seconds is None:
