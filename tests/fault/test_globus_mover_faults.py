@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 from filmloop.adapters.globus.transfer_client import REPEATS
-from filmloop.core.errors import AuthError
+from filmloop.config.paths import Home
+from filmloop.core.errors import AuthError, DataError
+from filmloop.shipping import shard_items, shard_paths
+from filmloop.staging.verify import verify_shard
 from filmloop.testing.contracts.mover import ended
 from filmloop.testing.globus.transfer import rig as transfer
+from filmloop.testing.shards import example_block, write_shard
 from rigs.globus_faults import GET_TASK, POST_TRANSFER, RENAME, Scenario, resume, timed
-from rigs.globus_mover import GlobusRig, globus_rig
+from rigs.globus_mover import GlobusRig, globus_rig, two_identities
 
 BUSY = {"status": 503, "headers": {"Retry-After": "1"}}
 """Without the header the SDK waits longer each time."""
@@ -143,6 +147,42 @@ def test_corruption_after_verification_is_found_at_home_and_sent_again(make: Mak
     scenario.nothing_arrived()
     assert scenario.run(mover).state == "succeeded"
     scenario.check(tasks=2, transferred=len(scenario.files) + 1)
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate"])
+def test_corruption_after_verification_at_the_cluster_is_found_before_training_and_sent_again(
+    scenario: Scenario, how: str
+) -> None:
+    home = Home(scenario.site.edge)
+    shard = write_shard(home.stage, example_block(64))
+    items, there = (
+        shard_items(home, shard),
+        scenario.site.cluster / "data" / shard.manifest_path.relative_to(home.stage),
+    )
+    scenario.fault("corrupt_after", match={"file": items[0].target_path.rsplit("/", 1)[-1]}, how=how)
+    mover = scenario.site.make()
+    assert ended(mover, mover.submit("to_cluster", items, key="c1")).state == "succeeded"
+    assert scenario.fired("corrupt_after") == 1
+    with pytest.raises(DataError):
+        verify_shard(there, digest=shard.manifest.digest())
+    mover.discard(shard_paths(home, shard), key="c1-damaged")
+    assert ended(mover, mover.submit("to_cluster", items, key="c2")).state == "succeeded"
+    verify_shard(there, digest=shard.manifest.digest())
+    assert [task["files_transferred"] for task in scenario.site.tasks()] == [len(items)] * 2
+    assert len(scenario.site.tasks("DELETE")) == 1
+
+
+def test_a_deletion_whose_answer_is_lost_deletes_once_and_is_not_overtaken_by_the_next_move(scenario: Scenario) -> None:
+    mover = scenario.site.make()
+    assert scenario.run(mover).state == "succeeded"
+    scenario.fault("lose_answer", match={"route": "POST /v0.10/delete"})
+    scenario.fault("stall", match={"type": "DELETE"}, seconds=1.0)
+    mover.discard(["there"], key="d1")
+    scenario.key = "k2"
+    assert scenario.run(mover).state == "succeeded"
+    assert (scenario.fired("lose_answer"), scenario.fired("stall")) == (1, 1)
+    assert len(scenario.site.tasks("DELETE")) == 1
+    scenario.check(tasks=2, transferred=2 * len(scenario.files))
 
 
 def test_a_way_that_always_corrupts_is_given_up_and_no_bad_byte_appears(scenario: Scenario) -> None:
@@ -309,3 +349,27 @@ def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) ->
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
+
+
+def test_weights_come_home_while_data_wait_in_the_queue(
+    rig: GlobusRig, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("scenario", "Globus mover")
+    rig.hosted.reset()
+    with rig.site(tmp_path, globus=two_identities()) as site:
+        mover = site.make()
+        rig.hosted.fault("stall", times=4, match={"file": "shard"})
+        up = [Scenario(site=site, files={f"d{n}/shard": bytes(1000)}, key=f"up{n}") for n in range(4)]
+        for one in up:
+            one.start(mover)
+        up[0].until("stall", 3)
+        up[0].wait(lambda: [task["nice_status"] for task in site.tasks()].count("Queued") == 1, "a task in the queue")
+        home = Scenario(site=site, direction="to_edge", files={"bundle/weights": bytes(1000)}, key="home")
+        status = home.run(mover)
+        assert status.state == "succeeded"
+        assert rig.hosted.fired("stall") == 3, "the data still wait"
+        assert (site.edge / "there/bundle/weights").read_bytes() == bytes(1000)
+        assert len({task["owner"] for task in site.tasks()}) == 2
+        for one in up:
+            mover.cancel(one.key)
+    rig.hosted.reset()
