@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rigs.globus_auth import DATA_ACCESS, SECRET, Globus, visit
 
 from filmloop.adapters.globus.login import Asked, log_in, who_is
 from filmloop.core.errors import AuthError, ConfigError, TransientError
+from rigs.globus_auth import DATA_ACCESS, SECRET, Globus, visit
 
 POLICY = "44444444-4444-4444-8444-444444444444"
 FILMLOOP = [sys.executable, "-m", "filmloop.cli"]

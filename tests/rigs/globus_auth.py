@@ -74,6 +74,25 @@ class Globus:
         return self.home / ".globus" / "app" / (client_id or self.client_id) / "filmloop" / name
 
 
+def leaks(hosted: Hosted, *places: str | Path) -> list[str]:
+    """Where a secret can be read that the services gave out or an application has: `name: beginning of the secret`.
+
+    Args:
+        hosted: The services.
+        places: Texts, and folders or files to look through.
+    """
+    secrets = [SECRET, *hosted.ask("GET", "auth/state")["issued"]]
+    texts: dict[str, bytes] = {}
+    for i, place in enumerate(places):
+        if isinstance(place, str):
+            texts[f"text {i}"] = place.encode()
+            continue
+        for file in (place, *place.rglob("*")):
+            if file.is_file():
+                texts[str(file)] = file.read_bytes()
+    return [f"{name}: {secret[:6]}" for name, text in texts.items() for secret in secrets if secret.encode() in text]
+
+
 def visit(url: str) -> str:
     """What a person does: follow the address, log in, agree, read the code from the page."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -102,6 +102,7 @@ def _login_routes(routes: Blueprint, hub: Hub) -> None:
                 domains=frozenset(_split(asked.get("session_required_single_domain"))),
             )
             code = secrets.token_urlsafe(22)
+            hub.issued.append(code)
             hub.book.codes[code] = Code(
                 grant=grant,
                 scopes=scopes,
@@ -182,6 +183,7 @@ def _control_routes(routes: Blueprint, hub: Hub) -> None:
                     for found in hub.tokens.values()
                 ],
                 refresh_tokens=list(hub.book.refreshes),
+                issued=hub.issued,
                 consents=[found.document() for found in hub.book.consents],
                 sessions=[
                     {"identity": found.identity, "policies": sorted(found.policies), "domains": sorted(found.domains)}

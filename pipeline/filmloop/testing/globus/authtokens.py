@@ -78,6 +78,7 @@ def _tokens(hub: Hub, grant: Grant, scopes: tuple[Scope, ...], state: str = "") 
                 "exp": int(time.time() + 3600),
             }
         )
+        hub.issued.append(str(answer["id_token"]))
     return jsonify(answer)
 
 

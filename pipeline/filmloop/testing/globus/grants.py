@@ -96,7 +96,8 @@ class Consent:
 class Book:
     """Everything that Auth remembers; the hub's lock guards it."""
 
-    def __init__(self) -> None:
+    def __init__(self, issued: list[str]) -> None:
+        self._issued = issued
         self.people: dict[str, Person] = {PERSON: Person()}
         self.secrets: dict[str, str] = {}
         self.codes: dict[str, Code] = {}
@@ -117,6 +118,7 @@ class Book:
         """A refresh token."""
         value = "Ag" + secrets.token_urlsafe(32)
         self.refreshes[value] = Refresh(grant=grant, resource_server=resource_server, scopes=scopes)
+        self._issued.append(value)
         return value
 
     def consent(self, identity: str, client_id: str, scopes: tuple[Scope, ...]) -> None:

@@ -67,7 +67,9 @@ class Hub:
         self.requests: Counter[str] = Counter()
         self.log: list[dict[str, Any]] = []
         self.tokens: dict[str, Token] = {}
-        self.book = Book()
+        self.issued: list[str] = []
+        """Every secret that was ever given out: tokens, codes, what identifies a person."""
+        self.book = Book(self.issued)
         self.lasts_s = 172_800.0
         """How long access tokens last that are given out from now on."""
         self.sign: Callable[[dict[str, Any]], str]
@@ -121,6 +123,7 @@ class Hub:
         )
         with self.lock:
             self.tokens[token.value] = token
+            self.issued.append(token.value)
         return token
 
     def token_of(self, asked: Request, resource_server: str) -> Token | None:
