@@ -101,13 +101,18 @@ class GlobusMover(JournalledMover[GlobusMove]):
         """Journals of moves to the cluster that are over and have left at least empty folders there; cleans up here."""
         for request in self.journal.glob(f"*/{REQUEST}"):
             folder = request.parent
-            if (folder / SWEPT).exists() or not (folder / OUTCOME).exists():
-                continue
-            outcome = MoveOutcome.read(folder / OUTCOME)
-            if outcome.state == "failed" and time.time() - epoch_s(outcome.ended_utc) < _KEEP_FAILED_S:
+            if (folder / SWEPT).exists() or not self._is_over(folder):
                 continue
             if MoveRequest.read(request).direction == "to_cluster":
                 yield folder
             else:
                 shutil.rmtree(self._ends.edge_root / incoming(folder.name), ignore_errors=True)
                 (folder / SWEPT).touch()
+
+    def _is_over(self, folder: Path) -> bool:
+        """Whether nobody needs what the move has left below `.incoming`: it is done, or was left alone for long."""
+        if (folder / OUTCOME).exists():
+            outcome = MoveOutcome.read(folder / OUTCOME)
+            return outcome.state == "succeeded" or time.time() - epoch_s(outcome.ended_utc) > _KEEP_FAILED_S
+        age_s = time.time() - epoch_s(MoveRequest.read(folder / REQUEST).submitted_utc)
+        return age_s > _KEEP_FAILED_S + self._ends.section.task_deadline_s
