@@ -6,7 +6,7 @@ What a check has begun it ends: a file that was sent is deleted on both sides, a
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 
@@ -20,7 +20,7 @@ from filmloop.core.finding import Finding
 _SDKS = {"globus_sdk": "globus-sdk", "globus_compute_sdk": "globus-compute-sdk"}
 
 
-def check_globus(site: Site, *, job: bool = False) -> Iterator[Finding]:
+def check_globus(site: Site, *, job: bool = False) -> Generator[Finding, None, None]:
     """Yield the findings; what needs something that has failed is left out.
 
     Args:
@@ -81,7 +81,8 @@ def _keys(site: Site) -> Finding:
     if isinstance(config.mover, MoverSection):
         empty += [f"[mover] {key}" for key in config.mover.missing]
     if isinstance(config.launcher, GlobusLauncher):
-        empty += [f"[launcher] {key}" for key in config.launcher.missing]
+        options = config.launcher.options
+        empty += [f"[launcher{'.options' * (key in options)}] {key}" for key in config.launcher.missing]
     if not empty:
         return Finding(item="Globus keys", state="ok", detail="none is empty that must not be")
     return Finding(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from filmloop.bootstrap import Site, open_launcher
 from filmloop.checks import local, registry, source, this_machine
@@ -13,7 +13,7 @@ from filmloop.core.finding import Finding
 Look = Callable[[Site], Finding]
 
 
-def check_site(site: Site, *, job: bool = False) -> Iterator[Finding]:
+def check_site(site: Site, *, job: bool = False) -> Generator[Finding, None, None]:
     """Yield the findings one by one. A generator that is closed early cleans up what it has begun.
 
     Args:

@@ -32,7 +32,10 @@ _SUBMIT_S = 90.0
 """The service answers a submission when the endpoint's process for it is up: it gives that about 30 s."""
 _RETRIES = 1
 _HTTP_TIMEOUT = "GLOBUS_SDK_HTTP_TIMEOUT"
-_PASSES = re.compile(r"not online|offline|did not come online|timed? ?out|no heartbeat", re.IGNORECASE)
+_PASSES = re.compile(
+    r"not online|offline|did not come online|timed? ?out|no heartbeat|another instance of this endpoint", re.IGNORECASE
+)
+"""Refusals that are none of the options. A user endpoint that was killed is refused to itself for three heartbeats."""
 _BURST, _WINDOW_S = 3, 16.0
 """The SDK's Executor slows down above 4 submissions in 16 s: short functions leave one of them for training."""
 
