@@ -28,6 +28,7 @@ frames_per_shard = 300
 [training]
 min_frames = 500
 max_fresh_frames = 1200
+deadline_s = 300.0
 [training.hyper]
 max_steps = 10
 warmup_steps = 1
