@@ -12,13 +12,15 @@ from filmloop.adapters.globus.checks import over_there, queue
 from filmloop.adapters.globus.compute import Compute, Options, Told
 from filmloop.config.globus import GlobusLauncher, GlobusMover
 from filmloop.config.schema import SiteConfig
-from filmloop.core.errors import FilmloopError
+from filmloop.core.errors import AuthError, FilmloopError
 from filmloop.core.finding import Finding
 from filmloop.core.retry import wait_until
 
-_ANSWER_S = 180.0
+_ANSWER_S = 240.0
 """A first short function waits for processes on a login node that is busy."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 170.0
+"""Slurm's accounting may take two minutes to answer, and the template asks it."""
+_OWNER = "An own endpoint is for the identity alone that has started it: with its GLOBUS_COMPUTE_CLIENT_ID and _SECRET."
 _MIN_FREE_BYTES = 10_000_000_000
 
 
@@ -161,7 +163,10 @@ class _Caller:
         self, probe: str, python: str, options: Options, wait_s: float, *, resources: dict[str, Any] | None = None
     ) -> Told:
         request = {"do": "versions", "probe": probe, "python": python, "patience_s": _PATIENCE_S}
-        sent = self._compute.submit(self._function_id, request, options=options, resources=resources)
+        try:
+            sent = self._compute.submit(self._function_id, request, options=options, resources=resources)
+        except AuthError as exc:
+            raise AuthError(exc.message, hint=f"{_OWNER} {exc.hint}", ids=exc.ids) from exc
         return wait_until(
             lambda: None if (told := self._compute.ask(sent.task_id)).state == "pending" else told,
             deadline_s=wait_s,
