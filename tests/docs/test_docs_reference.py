@@ -98,6 +98,12 @@ def test_the_keys_of_demo_are_those_of_its_report() -> None:
     assert keys("filmloop demo --json") == set(DemoReport.model_fields)
 
 
+def test_the_keys_of_a_site_check_are_those_it_prints(tmp_path: Path, filmloop: Any) -> None:
+    said = filmloop(tmp_path / "home").json("site", "check")
+    assert keys("filmloop site check --json") == set(said)
+    assert set(said["items"][0]) == {"item", "state", "detail", "hint"}
+
+
 def test_the_keys_of_status_are_those_it_prints(tmp_path: Path, filmloop: Any) -> None:
     assert keys("filmloop status --json") == set(filmloop(tmp_path / "home").json("status"))
     assert keys("filmloop status --json", table=1) == {"alive", *EdgeStatus.model_fields}
