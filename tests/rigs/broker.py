@@ -95,7 +95,7 @@ class Broker:
         if self._epmd:
             self._epmd.kill()
             self._epmd.wait()
-        _kill_all(self.folder)
+        kill_all(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _answers(self) -> bool | None:
@@ -141,7 +141,7 @@ def broker() -> Iterator[Broker]:
     Raises:
         TransientError: it did not come up.
     """
-    processes.sweep(PREFIX, _kill_all)
+    processes.sweep(PREFIX, kill_all)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with hold(folder / processes.OWNER):
         made = Broker(folder)
@@ -152,5 +152,6 @@ def broker() -> Iterator[Broker]:
             made.close()
 
 
-def _kill_all(folder: Path) -> None:
+def kill_all(folder: Path) -> None:
+    """SIGKILL every process of the rig in `folder`."""
     processes.kill_marked(f"HOME={folder}")

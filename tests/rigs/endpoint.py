@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filmloop.adapters.local.held import hold
 from filmloop.core.retry import wait_until
@@ -37,16 +38,22 @@ email: operator@example.org
 heartbeat_period: {HEARTBEAT_S}
 debug: true
 """
-_TEMPLATE = """\
-heartbeat_period: 5
-idle_heartbeats_soft: 0
-engine:
-  type: ThreadPoolEngine
-  max_workers: 2
-"""
-
-
+FILES = Path(__file__).parents[2] / "site_configs/endpoints"
+"""What a site installs on its own endpoint: the template and its schema are used as they are."""
 _MARK = "GLOBUS_COMPUTE_USER_DIR"
+
+
+_ALWAYS: dict[str, Any] = {"heartbeat_period": HEARTBEAT_S, "idle_heartbeats": 1000}
+_QUICK: dict[str, Any] = {"interface": "lo", "strategy_period": 1, "worker_heartbeat": 2, **_ALWAYS}
+_QUEUED: dict[str, Any] = {"engine": "slurm", "walltime": "00:10:00", "exclusive": False, "gpus_per_node": 4, **_QUICK}
+ENGINES: dict[str, dict[str, Any]] = {
+    "threads": {"engine": "threads", "workers": 8, **_ALWAYS},
+    "processes": {"engine": "control", "workers": 2, **_ALWAYS},
+    "pool": {"engine": "local", **_QUICK},
+    "slurm": _QUEUED,
+    "slurm-mpi": {**_QUEUED, "mpi": True, "nodes_per_block": 2},
+}
+"""Options of the template, by engine, for one machine that plays the cluster."""
 
 
 class Endpoint:
@@ -58,7 +65,7 @@ class Endpoint:
         environ: What the SDK needs to reach the services as the endpoint's owner, beside a process's own environment.
     """
 
-    def __init__(self, folder: Path, hosted: Hosted, template: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, hosted: Hosted, environ: Mapping[str, str]) -> None:
         self.folder, self._hosted = folder, hosted
         self._conf = folder / "compute" / NAME
         self._conf.mkdir(parents=True)
@@ -72,7 +79,8 @@ class Endpoint:
         }
         self._daemon: subprocess.Popen[bytes] | None = None
         (self._conf / "config.yaml").write_text(_CONFIG)
-        (self._conf / "user_config_template.yaml.j2").write_text(template)
+        for name in ("user_config_template.yaml.j2", "user_config_schema.json"):
+            shutil.copy(FILES / name, self._conf / name)
         self._write_environment(environ)
 
     @property
@@ -113,13 +121,13 @@ class Endpoint:
         """See to it that it runs and nothing of an earlier one is left."""
         if self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
-            _kill_all(self.folder)
+            kill_all(self.folder)
             self.start()
 
     def close(self) -> None:
         """End everything of the rig and remove its folder."""
         self.stop()
-        _kill_all(self.folder)
+        kill_all(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def online(self) -> bool:
@@ -157,9 +165,7 @@ class Endpoint:
 
     def _write_environment(self, environ: Mapping[str, str]) -> None:
         """For user endpoints: as root the daemon clears the environment that it starts them in."""
-        home = Path(sys.executable).parent
         known = {
-            "PATH": f"{home}:/usr/bin:/bin:/usr/sbin",
             "HOME": str(self.folder),
             _MARK: str(self.folder / "compute"),
             "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -167,28 +173,26 @@ class Endpoint:
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "OMP_NUM_THREADS": "1",
             **environ,
+            "PATH": f"{Path(sys.executable).parent}:{environ.get('PATH', '/usr/bin:/bin')}",
         }
         (self._conf / "user_environment.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in known.items()))
 
 
 @contextmanager
-def endpoint(
-    hosted: Hosted, *, template: str = _TEMPLATE, environ: Mapping[str, str] | None = None
-) -> Iterator[Endpoint]:
+def endpoint(hosted: Hosted, *, environ: Mapping[str, str] | None = None) -> Iterator[Endpoint]:
     """Run an endpoint for the block.
 
     Args:
         hosted: The emulated services, with a broker.
-        template: What a user endpoint's configuration is made from.
         environ: Additions to the environment of user endpoints, and so of workers.
 
     Raises:
         TransientError: it did not come up.
     """
-    processes.sweep(PREFIX, _kill_all)
+    processes.sweep(PREFIX, kill_all)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with hold(folder / processes.OWNER):
-        made = Endpoint(folder, hosted, template, environ or {})
+        made = Endpoint(folder, hosted, environ or {})
         try:
             made.start()
             yield made
@@ -200,5 +204,6 @@ def _processes(folder: Path) -> set[int]:
     return {*processes.below(folder), *(pid for pid, _ in processes.marked(f"{_MARK}={folder}/compute"))}
 
 
-def _kill_all(folder: Path) -> None:
+def kill_all(folder: Path) -> None:
+    """SIGKILL every process of the rig in `folder`."""
     processes.kill(lambda: _processes(folder))

@@ -9,6 +9,7 @@ import pytest
 from globus_compute_sdk.sdk import executor
 
 from filmloop.testing.globus.hosted import Hosted, hosted
+from filmloop.testing.slurm import ON_ONE_MACHINE, SlurmRig
 from rigs.broker import Broker, broker, missing
 from rigs.endpoint import Endpoint, endpoint
 
@@ -42,18 +43,36 @@ def _endpoint(_hosted: Hosted) -> Iterator[Endpoint]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def _slurm_endpoint(_hosted: Hosted, _slurm_rig: SlurmRig) -> Iterator[Endpoint]:
+    with endpoint(_hosted, environ=_slurm_rig.environ | ON_ONE_MACHINE) as found:
+        yield found
+
+
 @pytest.fixture
 def compute(
     _broker: Broker, _hosted: Hosted, _endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Compute]:
     """Services, a real broker and a real endpoint that is online; the SDK of this process speaks to them as its owner."""
-    for name, value in _endpoint.environ.items():
+    yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint), monkeypatch)
+
+
+@pytest.fixture
+def slurm_compute(
+    _broker: Broker, _hosted: Hosted, _slurm_endpoint: Endpoint, slurm: SlurmRig, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Compute]:
+    """The same with an endpoint whose queue is a real Slurm of two nodes."""
+    yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_slurm_endpoint), monkeypatch)
+
+
+def _whole(rig: Compute, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compute]:
+    for name, value in rig.endpoint.environ.items():
         monkeypatch.setenv(name, value)
-    yield Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint)
+    yield rig
     _end_watchers()
-    _hosted.reset()
-    _broker.restore()
-    _endpoint.restore()
+    rig.hosted.reset()
+    rig.broker.restore()
+    rig.endpoint.restore()
 
 
 def _end_watchers() -> None:

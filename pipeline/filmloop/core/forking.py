@@ -103,12 +103,12 @@ def run_child(work: Callable[[], int | None]) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that forked it ends.
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process signal `number` when the thread that forked it ends.
 
     A parent that died before this call gives no signal any more: then end at once.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
 

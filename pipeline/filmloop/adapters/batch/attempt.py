@@ -123,6 +123,18 @@ class Over(_Record):
     _file = OVER
 
 
+def torchrun(python: str, *, nodes: int, processes_per_node: int) -> tuple[str, ...]:
+    """Trains with one torchrun on each node, which meet at the first; the path of `job.json` follows."""
+    together = (
+        f"--nnodes={nodes}",
+        f"--nproc-per-node={processes_per_node}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={HOST}:{PORT}",
+        f"--rdzv-id={RUN}",
+    )
+    return (python, "-m", "filmloop.training.torchrun", *together, "-m", "filmloop.training.entry")
+
+
 def _names(cls: type[Any]) -> list[str]:
     return [field.name for field in fields(cls)]
 

@@ -11,17 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from filmloop.adapters.batch.attempt import (
-    BATCH_OUT,
-    HOST,
-    OVER,
-    PORT,
-    RUN,
-    SCRIPT,
-    SUBMITTING,
-    Attempt,
-    Started,
-)
+from filmloop.adapters.batch.attempt import BATCH_OUT, OVER, SCRIPT, SUBMITTING, Attempt, Started, torchrun
 from filmloop.adapters.batch.dialect import Dialect, Look
 from filmloop.adapters.batch.script import render, time_limit_s
 from filmloop.adapters.batch.settling import has_settled, has_spoken, is_back, look_again
@@ -204,14 +194,7 @@ class BatchLauncher:
         if self._command is not None:
             return tuple(self._command)
         python = self.section.python or _this_python()
-        together = (
-            f"--nnodes={self.section.nodes}",
-            f"--nproc-per-node={self.section.processes_per_node}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={HOST}:{PORT}",
-            f"--rdzv-id={RUN}",
-        )
-        return (python, "-m", "filmloop.training.torchrun", *together, "-m", "filmloop.training.entry")
+        return torchrun(python, nodes=self.section.nodes, processes_per_node=self.section.processes_per_node)
 
     def _batch_id(self, folder: Path, attempt: Attempt) -> str | None:
         """The id, from whoever knows it: this side's record, the job itself, the queue."""

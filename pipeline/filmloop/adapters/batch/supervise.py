@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,8 +45,15 @@ def _filled(word: str, values: Mapping[str, str]) -> str:
     return word
 
 
-def start(attempt: Attempt, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the command; ranks on other nodes inherit its environment through the batch system."""
+Start = Callable[[Attempt, Path], subprocess.Popen[bytes]]
+"""Starts the command of an attempt, marked with its token."""
+
+
+def start(attempt: Attempt, folder: Path, *, before: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+    """Start the command; ranks on other nodes inherit its environment through the batch system.
+
+    `before` is called in the child before it becomes the command.
+    """
     environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environ |= {"OMP_NUM_THREADS": str(attempt.threads), TOKEN: attempt.token}
     with (folder / LOG).open("ab") as log:
@@ -57,6 +64,7 @@ def start(attempt: Attempt, folder: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             env=environ,
             process_group=0,
+            preexec_fn=before,
         )
 
 
@@ -109,7 +117,7 @@ def _ask_to_stop(child: subprocess.Popen[bytes], attempt: Attempt) -> None:
     child.terminate()
 
 
-def supervise(folder: Path, token: str, batch_id: str) -> int:
+def supervise(folder: Path, token: str, batch_id: str, begin: Start = start) -> int:
     """Run one start of the attempt from `started.json` to `exit.json`; returns the exit code of the job."""
     told_to_stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.append(number))
@@ -125,7 +133,7 @@ def supervise(folder: Path, token: str, batch_id: str) -> int:
     Started(token=token, batch_id=batch_id, host=socket.gethostname(), started_utc=utc_now()).write(folder)
     began_s = time.monotonic()
     try:
-        child = start(attempt, folder)
+        child = begin(attempt, folder)
     except OSError as exc:
         _say(f"cannot start {attempt.command[0]}: {exc}")
         Exit(exit_code=127, reason="ended", wall_s=0.0, ended_utc=utc_now()).write(folder)

@@ -112,7 +112,7 @@ class Pulse:
 
     def alive(self) -> bool:
         """Whether it still counts as online."""
-        stopped = self.period_s <= 0 or self.state.get("active") is False or "error" in self.state
+        stopped = self.period_s <= 0 or self.state.get("active") is False
         return not stopped and time.monotonic() - self.heard_at <= MISSED * self.period_s
 
 
@@ -127,13 +127,21 @@ class Book:
         self.groups = Shelf(folder / "groups", Group)
         self.tasks = Shelf(folder / "tasks", Task)
         self.pulses: dict[str, Pulse] = {}
+        self.failures: dict[str, str] = {}
 
     def beat(self, endpoint: str, state: dict[str, Any]) -> None:
-        """A heartbeat came."""
+        """A heartbeat came, or the news that a user endpoint did not start.
+
+        [choice] Such news is no heartbeat: a core endpoint's child that fails to become a user endpoint sends it in the
+        name of the core endpoint, too, which runs on.
+        """
         with self.heard:
+            self.heard.notify_all()
+            if "error" in state:
+                self.failures[endpoint] = str(state["error"])
+                return
             period_s = float(state.get("heartbeat_period", 30))
             self.pulses[endpoint] = Pulse(heard_at=time.monotonic(), period_s=period_s, state=state)
-            self.heard.notify_all()
 
     def online(self, endpoint: str) -> bool:
         """Whether it was heard of lately, and does not go."""

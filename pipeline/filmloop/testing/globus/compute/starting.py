@@ -21,14 +21,16 @@ def user_endpoint(
     hub: Hub, book: Book, queues: Queues, *, core: Endpoint, identity: str, options: Mapping[str, Any],
     runtime: Mapping[str, Any],
 ) -> Endpoint:  # fmt: skip
-    """The one that serves these options, online; the request in hand ends with 422 if it does not come up."""
+    """The one that serves these options, online; the request in hand ends with 422 if it does not come up.
+
+    Status and code of a refused start are those that Globus documents. [choice] The status of `ENDPOINT_NOT_ONLINE`.
+    """
     if hub.fault("endpoint_offline", endpoint=core.id) is not None or not book.online(core.id):
         refuse(422, "ENDPOINT_NOT_ONLINE", f"Endpoint {core.id} is not online")
     found = _registered(book, core, identity, options)
     queues.declare(task_queue(found.id))
     with book.lock:
-        if not book.online(found.id):
-            book.pulses.pop(found.id, None)
+        book.failures.pop(found.id, None)
     command = {
         "command": "cmd_start_endpoint",
         "args": [],
@@ -67,10 +69,9 @@ def _wait(book: Book, endpoint: Endpoint) -> None:
     end = time.monotonic() + START_S
     with book.heard:
         while not book.online(endpoint.id):
-            pulse = book.pulses.get(endpoint.id)
-            if pulse and "error" in pulse.state:
-                refuse(422, "ENDPOINT_START_FAILED", str(pulse.state["error"]))
+            if failure := book.failures.get(endpoint.id):
+                refuse(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {failure}")
             left_s = end - time.monotonic()
             if left_s <= 0:
-                refuse(422, "ENDPOINT_START_TIMEOUT", f"The user endpoint did not come online within {START_S:.0f} s")
+                refuse(422, "ENDPOINT_NOT_ONLINE", f"Its user endpoint did not come online within {START_S:.0f} s")
             book.heard.wait(left_s)

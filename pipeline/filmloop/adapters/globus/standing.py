@@ -1,0 +1,224 @@
+"""Where one attempt stands: the task's result, a look into the run folder, the endpoint's pulse, and our own clock."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from filmloop.adapters.globus.compute import Compute
+from filmloop.adapters.globus.endpoint import Known
+from filmloop.adapters.globus.launchjournal import Entry, Sending
+from filmloop.adapters.globus.outcome import answer_of
+from filmloop.adapters.globus.wire import TaskAnswer, TaskRequest
+from filmloop.config.globus import GlobusLauncher as LauncherSection
+from filmloop.core.clock import epoch_s, utc_now
+from filmloop.core.errors import ConfigError, TransientError
+from filmloop.ports.launcher import LaunchStatus
+
+_log = logging.getLogger(__name__)
+_SKEW_S = 30.0
+"""How far the clocks of the two sides may differ."""
+_SPARE_S = 75.0
+"""What an attempt may take on top of its deadline: its grace, the last files, the way home."""
+
+_LOOK_S = 15.0
+"""A look that takes longer was lost with the process that it ran in; it takes half a second."""
+_FIRST_S = 5.0
+_FIRST_LOOK_S = 0.2
+
+
+class Standing:
+    """Asks about one job, at most every `poll_s`; what a restart must know is in the journal.
+
+    Args:
+        section: The site file's `[launcher]`.
+        compute: The service.
+        known: About the endpoint.
+        entry: The job's journal.
+        request: Makes a request for an attempt: `look` or `cancel`.
+    """
+
+    def __init__(
+        self,
+        *,
+        section: LauncherSection,
+        compute: Compute,
+        known: Known,
+        entry: Entry,
+        request: Callable[[str, Sending], TaskRequest],
+    ) -> None:
+        self._section, self._compute, self._known, self._entry = section, compute, known, entry
+        self._request = request
+        self._deadline_s = entry.job().deadline_s
+        self._token = ""
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending")
+        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
+        self._cancels = 0
+        self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
+
+    def now(self, sending: Sending) -> LaunchStatus:
+        """How the attempt stands.
+
+        Raises:
+            TransientError: the service is away for longer than the job may take.
+        """
+        if sending.token != self._token:
+            self._token = sending.token
+            self._forget()
+        if time.monotonic() - self._asked_s < self._section.poll_s:
+            return self._last
+        self._asked_s = time.monotonic()
+        try:
+            self._last = self._ask(sending)
+        except TransientError as exc:
+            if self._is_overdue(sending):
+                raise
+            self._last = replace(self._last, detail=f"{exc.message} The job stands where it stood.")
+        return self._last
+
+    def _forget(self) -> None:
+        self._asked_s = self._answered_s = float("-inf")
+        self._last = LaunchStatus(state="pending", detail="It was submitted.")
+        self._errand, self._cancels, self._waits_at_s = None, 0, 0.0
+
+    def _ask(self, sending: Sending) -> LaunchStatus:
+        told = self._compute.ask(sending.task_id)
+        if told.state != "pending":
+            return self._judge(sending, answer_of(told, self._entry.job().job_id))
+        answer = self._run_errand(sending)
+        if answer is not None and answer.state not in ("absent", "waiting"):
+            return self._judge(sending, answer)
+        if (gone := self._offline(sending)) is not None:
+            return gone
+        return self._under_way(self._entry.sending() or sending)
+
+    def _judge(self, sending: Sending, answer: TaskAnswer) -> LaunchStatus:
+        if answer.state in ("succeeded", "failed"):
+            return self._entry.end(answer)
+        if answer.state == "lost":
+            return self._lose(sending, answer)
+        if not sending.running_utc:
+            sending = self._entry.write(sending.model_copy(update={"running_utc": utc_now(), "offline_utc": ""}))
+        if self._is_overdue(sending):
+            return self._lose(sending, answer.model_copy(update={"detail": "Its deadline passed, and it did not end."}))
+        return answer.as_status()
+
+    def _lose(self, sending: Sending, answer: TaskAnswer) -> LaunchStatus:
+        if why := self._entry.cancelled():
+            words = {"state": "failed", "detail": why, "error": "", "hint": ""}
+            return self._entry.end(answer.model_copy(update=words))
+        lost = answer.model_copy(update={"state": "lost"})
+        self._entry.write(sending.model_copy(update={"lost": lost}))
+        return lost.as_status()
+
+    def _run_errand(self, sending: Sending) -> TaskAnswer | None:
+        """Send a short function that looks, or cancels, and take what the last one found."""
+        answer = None
+        if self._errand is not None:
+            answer = self._fetch(sending, *self._errand)
+        wanted = "cancel" if self._entry.cancelled() else "look" if self._section.control else ""
+        busy_with = self._errand[0] if self._errand is not None else ""
+        if not wanted or busy_with == wanted or not self._may_send(wanted):
+            return answer
+        request = self._request(wanted, sending)
+        if wanted == "cancel":
+            request = request.model_copy(update={"why": self._entry.cancelled()})
+        sent_s = time.time()
+        try:
+            sent = self._known.send(request, options=self._section.control or self._section.options)
+        except (TransientError, ConfigError) as exc:  # the training may do well all the same
+            _log.info("cannot %s: %s", wanted, exc.message)
+            return answer
+        self._errand = (wanted, sent.task_id, sent_s)
+        return answer or self._first_answer(sending)
+
+    def _first_answer(self, sending: Sending) -> TaskAnswer | None:
+        """Wait a moment for the first look, so that the first poll after a restart tells how things are."""
+        end_s = time.monotonic() + _FIRST_S
+        while self._answered_s < 0 and self._errand is not None and time.monotonic() < end_s:
+            time.sleep(_FIRST_LOOK_S)
+            if (answer := self._fetch(sending, *self._errand)) is not None:
+                return answer
+        return None
+
+    def _may_send(self, what: str) -> bool:
+        """Looks have a budget; the first cancel has none."""
+        if what == "cancel" and not self._cancels:
+            self._cancels = 1
+            return True
+        return self._known.budget.take()
+
+    def _fetch(self, sending: Sending, what: str, task_id: str, sent_s: float) -> TaskAnswer | None:
+        told = self._compute.ask(task_id)
+        if told.state == "pending":
+            if what == "look" and time.time() - sent_s > _LOOK_S:
+                self._errand = None
+            return None
+        self._errand = None
+        answer = answer_of(told, self._entry.job().job_id)
+        if told.state != "done" or "answer" not in (told.result or {}):
+            _log.info("the %s came to nothing: %s", what, answer.detail)
+            return None
+        if answer.state == "lost" and answer.token != sending.token:
+            return None
+        self._answered_s = time.monotonic()
+        if answer.state in ("absent", "waiting"):
+            self._waits_at_s = sent_s
+            if what == "cancel":  # the run folder is closed to it: it will never begin
+                return answer.model_copy(update={"state": "failed", "detail": self._entry.cancelled()})
+        return answer
+
+    def _offline(self, sending: Sending) -> LaunchStatus | None:
+        if time.monotonic() - self._answered_s < self._section.silent_s / 4:
+            return None
+        if self._compute.is_online():
+            if sending.offline_utc:
+                self._entry.write(sending.model_copy(update={"offline_utc": ""}))
+            return None
+        if not sending.offline_utc:
+            sending = self._entry.write(sending.model_copy(update={"offline_utc": utc_now()}))
+        away_s = time.time() - epoch_s(sending.offline_utc)
+        if away_s <= self._section.silent_s:
+            return replace(self._last, detail=f"The endpoint has been offline for {away_s:.0f} s.")
+        detail = f"The endpoint has been offline for {away_s:.0f} s; it goes on from its checkpoint."
+        return self._lose(sending, TaskAnswer(job_id=self._entry.job().job_id, state="lost", detail=detail))
+
+    def _under_way(self, sending: Sending) -> LaunchStatus:
+        """No word from over there but that it waits, or none at all: the clock decides."""
+        waited_s = time.time() - epoch_s(sending.submitted_utc)
+        wait_s = self._section.queue_wait_s
+        if sending.running_utc or (waited_s > wait_s + _SKEW_S and not self._is_known_to_wait(sending)):
+            if self._is_overdue(sending):
+                detail = "Nothing was heard of it until long after its deadline."
+                return self._lose(sending, TaskAnswer(job_id=self._entry.job().job_id, state="lost", detail=detail))
+            return replace(
+                self._last, state="running", detail=self._last.detail if sending.running_utc else "It may run."
+            )
+        if waited_s > wait_s + _SKEW_S:
+            return self._withdraw(sending)
+        seen = "It waits for the endpoint or in its queue" if self._section.control else "It waits or runs"
+        return replace(self._last, state="pending", detail=f"{seen}: Globus Compute task {sending.task_id}.")
+
+    def _is_known_to_wait(self, sending: Sending) -> bool:
+        return self._waits_at_s > epoch_s(sending.submitted_utc) + self._section.queue_wait_s + _SKEW_S / 2
+
+    def _withdraw(self, sending: Sending) -> LaunchStatus:
+        """Given up; the endpoint does not begin it any more either: it was told until when it may."""
+        self._entry.cancel(
+            f"It waited {self._section.queue_wait_s:.0f} s for the endpoint or in its queue and was withdrawn."
+        )
+        request = self._request("cancel", sending).model_copy(update={"why": self._entry.cancelled()})
+        with suppress(TransientError, ConfigError):
+            self._known.send(request, options=self._section.control)
+        answer = TaskAnswer(job_id=self._entry.job().job_id, state="failed", detail=self._entry.cancelled())
+        return self._entry.end(answer)
+
+    def _is_overdue(self, sending: Sending) -> bool:
+        """Whether the attempt must have ended by now, wherever it is."""
+        begun = sending.running_utc or sending.submitted_utc
+        wait_s = 0.0 if sending.running_utc else self._section.queue_wait_s + _SKEW_S
+        return time.time() - epoch_s(begun) > wait_s + self._deadline_s + _SPARE_S
