@@ -22,7 +22,7 @@ from filmloop.testing.contracts.mover import ended
 from filmloop.testing.globus.transfer import rig as transfer
 from filmloop.testing.shards import example_block, write_shard
 from rigs.globus_faults import GET_TASK, POST_TRANSFER, RENAME, Scenario, resume, timed
-from rigs.globus_mover import GlobusRig, globus_rig, two_identities
+from rigs.globus_mover import GlobusRig, globus_rig
 
 BUSY = {"status": 503, "headers": {"Retry-After": "1"}}
 """Without the header the SDK waits longer each time."""
@@ -349,27 +349,3 @@ def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) ->
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
-
-
-def test_weights_come_home_while_data_wait_in_the_queue(
-    rig: GlobusRig, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    record_property("scenario", "Globus mover")
-    rig.hosted.reset()
-    with rig.site(tmp_path, globus=two_identities()) as site:
-        mover = site.make()
-        rig.hosted.fault("stall", times=4, match={"file": "shard"})
-        up = [Scenario(site=site, files={f"d{n}/shard": bytes(1000)}, key=f"up{n}") for n in range(4)]
-        for one in up:
-            one.start(mover)
-        up[0].until("stall", 3)
-        up[0].wait(lambda: [task["nice_status"] for task in site.tasks()].count("Queued") == 1, "a task in the queue")
-        home = Scenario(site=site, direction="to_edge", files={"bundle/weights": bytes(1000)}, key="home")
-        status = home.run(mover)
-        assert status.state == "succeeded"
-        assert rig.hosted.fired("stall") == 3, "the data still wait"
-        assert (site.edge / "there/bundle/weights").read_bytes() == bytes(1000)
-        assert len({task["owner"] for task in site.tasks()}) == 2
-        for one in up:
-            mover.cancel(one.key)
-    rig.hosted.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 import pytest
 from globus_sdk.token_storage import JSONTokenStorage, TokenStorageData
 
+from filmloop.adapters.globus import tokenstore
 from filmloop.adapters.globus.tokenstore import TokenStore
-from filmloop.core.errors import AuthError, FilmloopError
+from filmloop.core.errors import AuthError, FilmloopError, TransientError
 
 WRITER = """
 import sys
@@ -92,6 +94,7 @@ def test_a_writer_that_is_killed_leaves_the_tokens_of_before(path: Path) -> None
         held = TokenStore(path).get_token_data_by_resource_server()
         assert held["mine"].access_token == "value"
         TokenStore(path).remove_token_data("w0")
+        assert {file.name for file in path.parent.iterdir()} == {"tokens.json", "tokens.json.lock"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"data": 3}', '{"format_version": "9.0", "data": {}}', "\x00\xff"])
@@ -146,3 +149,13 @@ def test_a_folder_in_its_place_is_told(path: Path) -> None:
 def test_its_content_is_the_sdks_form(path: Path) -> None:
     TokenStore(path).store_token_data_by_resource_server({"a": token("a")})
     assert set(json.loads(path.read_text())) == {"data", "format_version", "globus-sdk.version"}
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenstore, "_LOCK_S", 0.1)
+    store = TokenStore(path)
+    with path.with_name("tokens.json.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TransientError, match="Another process holds"):
+            store.store_token_data_by_resource_server({"a": token("a")})
+    store.store_token_data_by_resource_server({"a": token("a")})

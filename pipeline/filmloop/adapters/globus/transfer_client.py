@@ -171,7 +171,7 @@ class Transfer:
 
     def find(self, label: str) -> str | None:
         """The id of the task with this label, if there is one."""
-        found = self._ask("Listing tasks", lambda: self._client.task_list(filter={"label": label}, limit=10))
+        found = self._ask("Listing tasks", lambda: self._client.task_list(filter={"label": f"={label}"}, limit=10))
         return next((str(task["task_id"]) for task in found if task.get("label") == label), None)
 
     def task(self, task_id: str) -> TaskView | None:
