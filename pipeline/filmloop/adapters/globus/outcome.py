@@ -43,9 +43,7 @@ def answer_of(told: Told, job_id: str) -> TaskAnswer:
         try:
             answer = TaskAnswer.model_validate(told.result["answer"])
         except ValidationError as exc:
-            return _failed(
-                job_id, f"The endpoint's filmloop answers in other words: {exc.errors()[0]['msg']}", "ConfigError"
-            )
+            return _lost(job_id, f"Its task answered in words of something else: {exc.errors()[0]['msg']}.")
         if answer.job_id == job_id:
             return answer
         return _lost(job_id, f"Its task answered for job {answer.job_id}.")
