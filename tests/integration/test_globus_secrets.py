@@ -119,7 +119,9 @@ def test_the_file_of_tokens_is_the_one_place_where_they_are(globus: Globus) -> N
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="core dumps as Linux writes them")
-def test_a_process_that_holds_the_secret_leaves_no_core_dump_nor_do_its_children(globus: Globus, tmp_path: Path) -> None:
+def test_a_process_that_holds_the_secret_leaves_no_core_dump_nor_do_its_children(
+    globus: Globus, tmp_path: Path
+) -> None:
     site = globus.site_file("client")
 
     def crash(whose: str) -> tuple[bool, list[bytes]]:
