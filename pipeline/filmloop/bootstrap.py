@@ -17,6 +17,7 @@ from filmloop.config.loader import find_home, find_site, load_site
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource, SiteConfig
 from filmloop.core.errors import ConfigError, TransientError
+from filmloop.core.nodump import forbid_core_dumps
 from filmloop.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
         if not config.source.loop and frames < config.training.min_frames:
             overrides["training.min_frames"] = frames
         config = load_site(path, overrides=overrides)
+    if "globus" in (config.mover.kind, config.launcher.kind):
+        forbid_core_dumps()  # the secrets are in the environment, which programs that are started here inherit
     return Site(file=path, config=config, home=find_home(config, path))
 
 

@@ -225,7 +225,7 @@ def test_a_deletion_whose_answer_is_lost_deletes_once_and_is_not_overtaken_by_th
     scenario.key = "k2"
     assert scenario.run(mover).state == "succeeded"
     assert (scenario.fired("lose_answer"), scenario.fired("stall")) == (1, 1)
-    assert len(scenario.site.tasks("DELETE")) == 1
+    scenario.wait(lambda: [task["status"] for task in scenario.site.tasks("DELETE")] == ["SUCCEEDED"], "one deletion")
     scenario.check(tasks=2, transferred=2 * len(scenario.files))
 
 
