@@ -119,9 +119,9 @@ class Endpoint:
             self._daemon.wait()
             self._daemon = None
 
-    def restore(self) -> None:
-        """See to it that it runs, and that nothing is left of what was killed."""
-        if self._hurt or self._daemon is None or self._daemon.poll() is not None or not self.online():
+    def restore(self, afresh: bool = False) -> None:
+        """See to it that it runs, and that nothing is left of what was killed; `afresh`: of nothing that ran before."""
+        if afresh or self._hurt or self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
             kill_all(self.folder)
             self.start()

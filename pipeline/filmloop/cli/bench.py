@@ -202,6 +202,25 @@ def model(
     _report("model", lambda where: bench.measure(name, *size, where, test_frames=test_frames), None, quick, json)
 
 
+@app.command()
+def globus(
+    shards: Annotated[int, typer.Option(help="New shards of a cycle.", min=1)] = 12,
+    cycles: Annotated[int, typer.Option(help="Their mean counts.", min=1)] = 3,
+    poll_s: Annotated[float, typer.Option(help="How often a task is looked at.", min=0.01)] = 0.5,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Requests, bytes and tasks of a cycle at Globus Transfer, emulated, beside one task for each file."""
+    from filmloop.bench import globus as bench
+
+    def measure(where: Path) -> dict[str, Any]:
+        size = (1, 1, 0.05) if quick else (shards, cycles, poll_s)
+        return bench.measure(where, shards=size[0], cycles=size[1], poll_s=size[2])
+
+    _report("globus", measure, folder, quick, json, packages=bench.PACKAGES)
+
+
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:

@@ -298,6 +298,19 @@ class SiteConfig(Section):
         return self
 
     @property
+    def empty_keys(self) -> tuple[str, ...]:
+        """What nobody has filled in yet and a site that works through Globus cannot do without; () for all others."""
+        if "globus" not in (self.mover.kind, self.launcher.kind):
+            return ()
+        empty = [] if self.globus.client_id else ["[globus] client_id"]
+        if isinstance(self.mover, GlobusMover):
+            empty += [f"[mover] {key}" for key in self.mover.missing]
+        if isinstance(self.launcher, GlobusLauncher):
+            options = self.launcher.options
+            empty += [f"[launcher{'.options' * (key in options)}] {key}" for key in self.launcher.missing]
+        return tuple(empty)
+
+    @property
     def frame_shape(self) -> tuple[int, int]:
         """(C, E)."""
         return self.frame.channels, self.frame.energy_bins

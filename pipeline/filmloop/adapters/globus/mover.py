@@ -20,7 +20,7 @@ from filmloop.adapters.local.movejournal import OUTCOME, REQUEST, MoveOutcome, M
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import DataError
+from filmloop.core.errors import ConfigError, DataError
 
 _WEDGED_S = 300.0
 """The SDK repeats a request that meets no answer a few times: so long a worker may need to notice its deadline."""
@@ -60,6 +60,7 @@ class GlobusMover(JournalledMover[GlobusMove]):
 
     def check(self, request: MoveRequest) -> None:
         """See `JournalledMover.check`; of sources at the cluster only the names can be looked at."""
+        self._check_edge()
         targets = [relative(item.target_path) for item in request.items]
         if len(set(targets)) != len(targets):
             raise DataError(f"Move {request.key!r} sends two files to one place.", ids={"key": request.key})
@@ -96,6 +97,19 @@ class GlobusMover(JournalledMover[GlobusMove]):
         for folder in swept:
             (folder / SWEPT).touch()
         _log.info("asked Globus to discard %d paths (%s)", len(places), key)
+
+    def _check_edge(self) -> None:
+        """Paths of the edge are relative to the state folder: another folder would get what nobody reads.
+
+        Raises:
+            ConfigError: `mover.edge.host_path` names another one.
+        """
+        named, root = self._ends.section.edge.host_path, self._ends.edge_root
+        if named and Path(named).resolve() != root.resolve():
+            raise ConfigError(
+                f"mover.edge.host_path is {named}, but the state folder is {root}.",
+                hint="Leave it empty, or point FILMLOOP_HOME at the folder that the edge's collection shows.",
+            )
 
     def _leftovers(self) -> Iterator[Path]:
         """Journals of moves to the cluster that are over and have left at least empty folders there; cleans up here."""
