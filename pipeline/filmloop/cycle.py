@@ -24,7 +24,7 @@ from filmloop.bundle import load_evaluation, verify_bundle
 from filmloop.closing import close_failed, finish, resumable
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport, FileDigest, Outcome, Verdict, WeightsRef
-from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, atomic_write_json
 from filmloop.core.log import log_context
 from filmloop.core.retry import wait_until
@@ -59,8 +59,9 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
     `again`: shards count as fresh although they were trained on.
 
     Raises:
-        FilmloopError: a step failed. After a retryable error the cycle stays open and the next call goes on with it;
-            after any other, or the tenth at the same step, it is closed as failed and the next call begins anew.
+        FilmloopError: a step failed. After a retryable error, or one that a login mends, the cycle stays open and the
+            next call goes on with it; after any other, or the tenth at the same step, it is closed as failed and the
+            next call begins anew.
     """
     settle(parts.registry, parts.ledger)
     cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
@@ -69,7 +70,8 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             return _steps(cycle, again)
         except FilmloopError as exc:
             exc.ids.setdefault("cycle_id", cycle.id)
-            if not exc.retryable or cycle.attempts() >= _MAX_ATTEMPTS:
+            goes_on = exc.retryable or isinstance(exc, AuthError)
+            if not goes_on or cycle.attempts() >= _MAX_ATTEMPTS:
                 close_failed(cycle, exc)
             raise
         except Exception as exc:

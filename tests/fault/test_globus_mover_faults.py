@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from filmloop.core.errors import AuthError, DataError
 from filmloop.shipping import shard_items, shard_paths
 from filmloop.staging.verify import verify_shard
 from filmloop.testing.contracts.mover import ended
+from filmloop.testing.globus.hosted import hosted
 from filmloop.testing.globus.transfer import rig as transfer
+from filmloop.testing.mlflow_server import free_port
 from filmloop.testing.shards import example_block, write_shard
 from rigs.globus_faults import GET_TASK, POST_TRANSFER, RENAME, Scenario, resume, timed
-from rigs.globus_mover import GlobusRig, globus_rig, two_identities
+from rigs.globus_mover import GlobusRig, globus_rig
 
 BUSY = {"status": 503, "headers": {"Retry-After": "1"}}
 """Without the header the SDK waits longer each time."""
@@ -66,6 +69,24 @@ def test_a_submission_whose_answer_comes_too_late_is_one_task(scenario: Scenario
     scenario.fault("late", seconds=2.5, match=POST_TRANSFER)
     assert scenario.run(request_timeout_s=1.0).state == "succeeded"
     assert scenario.fired("late") == 1
+    scenario.check()
+
+
+@pytest.mark.slow
+def test_a_submission_that_loses_more_answers_than_the_sdk_asks_for_is_one_task(scenario: Scenario) -> None:
+    scenario.fault("gateway", times=SDK_TRIES + 1, match=POST_TRANSFER, **BUSY)
+    assert scenario.run().state == "succeeded"
+    assert scenario.fired("gateway") == SDK_TRIES + 1
+    scenario.check()
+
+
+@pytest.mark.parametrize("match", [POST_TRANSFER, GET_TASK, RENAME], ids=["submit", "poll", "rename"])
+def test_a_connection_that_breaks_before_anything_is_done_costs_nothing(
+    scenario: Scenario, match: dict[str, Any]
+) -> None:
+    scenario.fault("cut", times=2, match=match)
+    assert scenario.run().state == "succeeded"
+    assert scenario.fired("cut") == 2
     scenario.check()
 
 
@@ -122,6 +143,29 @@ def test_a_full_queue_is_waited_for(scenario: Scenario) -> None:
     assert scenario.run().state == "succeeded"
     assert scenario.fired("pending_limit") == 3
     scenario.check()
+
+
+@pytest.mark.slow
+def test_a_service_that_is_down_for_a_while_and_has_forgotten_all_tokens_is_waited_for(
+    tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_property("scenario", "Globus mover")
+    state, port = tmp_path / "services", free_port()
+    with ExitStack() as stack, ExitStack() as first:
+        rig = GlobusRig(first.enter_context(hosted(state, port=port)))
+        for name, value in (rig.hosted.environ | {"FILMLOOP_GLOBUS_SECRET": "secret"}).items():
+            monkeypatch.setenv(name, value)
+        scenario = Scenario(site=stack.enter_context(rig.site(tmp_path)))
+        scenario.fault("paused", match={"number": 1})
+        mover = scenario.site.make()
+        handle = scenario.start(mover)
+        scenario.until("paused")
+        first.close()
+        scenario.wait(lambda: "cannot be reached" in mover.poll(handle).detail, "the outage in the status")
+        stack.enter_context(hosted(state, port=port))
+        assert ended(mover, handle).state == "succeeded"
+        scenario.check()
+        mover.close()
 
 
 # Bytes that are not what was sent
@@ -181,7 +225,7 @@ def test_a_deletion_whose_answer_is_lost_deletes_once_and_is_not_overtaken_by_th
     scenario.key = "k2"
     assert scenario.run(mover).state == "succeeded"
     assert (scenario.fired("lose_answer"), scenario.fired("stall")) == (1, 1)
-    assert len(scenario.site.tasks("DELETE")) == 1
+    scenario.wait(lambda: [task["status"] for task in scenario.site.tasks("DELETE")] == ["SUCCEEDED"], "one deletion")
     scenario.check(tasks=2, transferred=2 * len(scenario.files))
 
 
@@ -327,6 +371,16 @@ def test_a_task_that_fails_in_the_middle_is_resumed(scenario: Scenario) -> None:
     assert scenario.site.tasks()[1]["files_skipped"] == 2
 
 
+def test_what_a_failed_attempt_brought_and_then_rots_is_sent_again(scenario: Scenario) -> None:
+    scenario.fault("corrupt_after", match={"number": 1})
+    scenario.fault("fail", match={"number": 2}, code="ENDPOINT_ERROR")
+    mover = scenario.site.make()
+    assert scenario.run(mover).state == "failed"
+    assert (scenario.fired("corrupt_after"), scenario.fired("fail")) == (1, 1)
+    assert scenario.run(mover).state == "succeeded"
+    scenario.check(tasks=2, transferred=len(scenario.files) + 1)
+
+
 def test_an_operators_cancel_is_respected_until_somebody_asks_again(scenario: Scenario) -> None:
     scenario.fault("operator_cancel", match={"number": 1}, message="not on a maintenance day")
     mover = scenario.site.make()
@@ -349,27 +403,3 @@ def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) ->
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
-
-
-def test_weights_come_home_while_data_wait_in_the_queue(
-    rig: GlobusRig, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    record_property("scenario", "Globus mover")
-    rig.hosted.reset()
-    with rig.site(tmp_path, globus=two_identities()) as site:
-        mover = site.make()
-        rig.hosted.fault("stall", times=4, match={"file": "shard"})
-        up = [Scenario(site=site, files={f"d{n}/shard": bytes(1000)}, key=f"up{n}") for n in range(4)]
-        for one in up:
-            one.start(mover)
-        up[0].until("stall", 3)
-        up[0].wait(lambda: [task["nice_status"] for task in site.tasks()].count("Queued") == 1, "a task in the queue")
-        home = Scenario(site=site, direction="to_edge", files={"bundle/weights": bytes(1000)}, key="home")
-        status = home.run(mover)
-        assert status.state == "succeeded"
-        assert rig.hosted.fired("stall") == 3, "the data still wait"
-        assert (site.edge / "there/bundle/weights").read_bytes() == bytes(1000)
-        assert len({task["owner"] for task in site.tasks()}) == 2
-        for one in up:
-            mover.cancel(one.key)
-    rig.hosted.reset()

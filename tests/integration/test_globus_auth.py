@@ -6,6 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import globus_sdk
 import pytest
@@ -16,7 +18,7 @@ from filmloop.adapters.globus.errors import globus_errors
 from filmloop.adapters.globus.identity import remember_site
 from filmloop.adapters.globus.login import log_in
 from filmloop.config.globus import Collection, GlobusSection
-from filmloop.core.errors import AuthError, ConfigError, FilmloopError
+from filmloop.core.errors import AuthError, ConfigError, FilmloopError, TransientError
 from rigs.globus_auth import DATA_ACCESS, GUEST, MAPPED, SECRET, Globus, visit
 
 COMPUTE = "funcx_service"
@@ -236,3 +238,38 @@ def test_the_consent_of_mapped_collections_is_asked_for_and_no_other(globus: Glo
     mapped, guest = Collection(collection=MAPPED, mapped=True), Collection(collection=GUEST)
     assert str(data_access(mapped, guest)) == f"{TRANSFER_ALL}[*{DATA_ACCESS}]"
     assert str(data_access(guest)) == TRANSFER_ALL
+
+
+def test_an_application_needs_no_home_for_its_tokens_and_a_person_does(
+    globus: Globus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null/nowhere")
+    ask = asking(globus, globus.site("client").globus)
+    ask()
+    globus.control("expire")
+    ask()
+    with pytest.raises(FilmloopError, match="/dev/null/nowhere"):
+        open_app(globus.site("user").globus)
+
+
+def test_a_full_disk_takes_no_token_from_an_application(
+    globus: Globus, make_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = make_disk("64k")
+    monkeypatch.setenv("HOME", str(disk))
+    ask = asking(globus, globus.site("client").globus)
+    with suppress(OSError):
+        (disk / "full").write_bytes(bytes(1 << 20))
+    for _ in range(2):
+        ask()
+        globus.control("expire")
+
+
+def test_a_token_service_that_hangs_is_not_waited_for_long(globus: Globus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_SDK_HTTP_TIMEOUT", "0.3")
+    globus.hosted.fault("slow", times=-1, match={"route": "POST /v2/oauth2/token"}, seconds=2.0)
+    begun = time.monotonic()
+    with pytest.raises(TransientError, match="did not answer in time"):
+        asking(globus, globus.site("client").globus)()
+    assert time.monotonic() - begun < 15
+    assert globus.hosted.fired("slow") >= 2

@@ -127,7 +127,10 @@ def test_an_application_needs_no_login_and_its_secret_is_tried(globus: Globus) -
     globus.control("secret", client_id=globus.client_id, secret="a new one")
     refused = run("whoami", "--site", site, "--role", "data")
     assert refused.returncode == 4
-    assert f"Is FILMLOOP_GLOBUS_SECRET the secret of the client {globus.client_id}?" in refused.stderr
+    assert f"Is FILMLOOP_GLOBUS_SECRET the secret of the client {globus.client_id}?" in refused.stdout
+    both = run("whoami", "--site", site, "--json")
+    assert both.returncode == 4
+    assert [bool(who["missing"]) for who in json.loads(both.stdout)["roles"]] == [True, False]
     assert SECRET not in refused.stderr + refused.stdout
     gone = run("logout", "--site", site, "--role", "weights")
     assert gone.stdout == "weights: tokens revoked and removed\n"
@@ -138,7 +141,7 @@ def test_an_application_needs_no_login_and_its_secret_is_tried(globus: Globus) -
 def test_without_its_secret_an_application_says_which_variable_is_missing(globus: Globus) -> None:
     refused = run("whoami", "--site", str(globus.site_file("client")), FILMLOOP_GLOBUS_SECRET="")
     assert refused.returncode == 4
-    assert "FILMLOOP_GLOBUS_SECRET is not in the environment" in refused.stderr
+    assert "FILMLOOP_GLOBUS_SECRET is not in the environment" in refused.stdout
 
 
 def test_a_site_without_globus_has_nobody_to_log_in(globus: Globus) -> None:

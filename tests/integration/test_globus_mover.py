@@ -141,6 +141,19 @@ def test_under_one_identity_data_hold_weights_up(rig: GlobusRig, tmp_path: Path)
         transfer.behave(rig.hosted, bytes_per_s=None)
 
 
+def test_to_be_queued_for_longer_than_a_task_may_stall_is_no_stall(rig: GlobusRig, site: GlobusSite) -> None:
+    transfer.behave(rig.hosted, file_s=0.1, slots=1)
+    mover = site.make(stall_s=1.0)
+    mover.submit("to_cluster", put(site, *(f"a/f{number}" for number in range(30))), key="c1-move")
+    wait_until(lambda: site.tasks() or None, deadline_s=30, what="the first task")
+    begun_s = time.monotonic()
+    queued = mover.submit("to_cluster", put(site, "b/f"), key="c2-move")
+    assert ended(mover, queued).state == "succeeded"
+    assert time.monotonic() - begun_s > 2.0
+    assert ended(mover, "c1-move").state == "succeeded"
+    assert len(site.tasks()) == 2
+
+
 def test_what_goes_out_was_written_down_before_word_for_word(rig: GlobusRig, site: GlobusSite) -> None:
     rig.hosted.fault("refuse", times=-1, match={"route": "POST /v0.10/transfer"}, status=503)
     mover = site.make()
@@ -187,8 +200,21 @@ def test_what_was_discarded_is_sent_again_and_the_deletion_takes_nothing_of_it(
     mover.discard(["data/cue/run000001/00000000.zarr"], key="c1-tidy")
     assert moved(site, items, "c2-move").state == "succeeded"
     assert rig.hosted.fired("stall") == 1
+    wait_until(lambda: site.tasks("DELETE")[0]["status"] == "SUCCEEDED" or None, deadline_s=10, what="the deletion")
     assert files_below(site.cluster) == set(shard(0))
     assert [len(task["asked"]["DATA"]) for task in site.tasks()] == [14, 13]
+
+
+def test_what_was_discarded_is_replaced_even_if_its_deletion_fails(rig: GlobusRig, site: GlobusSite) -> None:
+    items = put(site, *shard(0))
+    moved(site, items, "c1-move")
+    rotten = site.cluster / items[2].target_path
+    rotten.write_bytes(bytes(50))
+    rig.hosted.fault("fail", match={"type": "DELETE"}, code="PERMISSION_DENIED")
+    site.make().discard(["data/cue/run000001/00000000.zarr"], key="c1-damaged")
+    assert moved(site, items, "c2-move").state == "succeeded"
+    assert rig.hosted.fired("fail") == 1
+    assert rotten.read_bytes() == (site.edge / items[2].source_path).read_bytes()
 
 
 def test_a_deletion_whose_answer_was_lost_is_one_deletion(rig: GlobusRig, site: GlobusSite) -> None:

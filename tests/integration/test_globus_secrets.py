@@ -69,11 +69,15 @@ import os, resource, sys
 from pathlib import Path
 import globus_sdk
 from filmloop.adapters.globus.auth import open_app
+from filmloop.bootstrap import open_site
 from filmloop.config.loader import load_site
 
 secret = os.environ["FILMLOOP_GLOBUS_SECRET"]
 if sys.argv[2] == "ours":
     app = open_app(load_site(Path(sys.argv[1])).globus)
+if sys.argv[2] == "child":
+    open_site(Path(sys.argv[1]))
+    os.execv(sys.executable, [sys.executable, "-c", "import os; os.abort()"])
 resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 os.abort()
 """
@@ -115,7 +119,9 @@ def test_the_file_of_tokens_is_the_one_place_where_they_are(globus: Globus) -> N
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="core dumps as Linux writes them")
-def test_a_process_that_holds_the_secret_leaves_no_core_dump(globus: Globus, tmp_path: Path) -> None:
+def test_a_process_that_holds_the_secret_leaves_no_core_dump_nor_do_its_children(
+    globus: Globus, tmp_path: Path
+) -> None:
     site = globus.site_file("client")
 
     def crash(whose: str) -> tuple[bool, list[bytes]]:
@@ -134,6 +140,7 @@ def test_a_process_that_holds_the_secret_leaves_no_core_dump(globus: Globus, tmp
         pytest.skip("CORE DUMPS NOT TESTED: this machine writes none")
     assert not files or any(SECRET.encode() in data for data in files)
     assert crash("ours") == (False, [])
+    assert crash("child") == (False, [])
 
 
 def _as_large_as_may_be() -> None:

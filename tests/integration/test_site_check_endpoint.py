@@ -102,6 +102,15 @@ def test_an_endpoint_that_nobody_knows_is_told(run: Callable[..., Findings]) -> 
     assert unknown in found.detail
 
 
+def test_an_endpoint_of_another_identity_is_told(compute: Compute, run: Callable[..., Findings]) -> None:
+    route = "POST /v3/endpoints/<uuid:endpoint_id>/submit"
+    compute.hosted.fault("refuse", times=-1, match={"route": route}, status=403, code="FORBIDDEN", message="not yours")
+    found = run()["endpoint"]
+    assert (found.state, "not yours" in found.detail) == ("fail", True)
+    assert "GLOBUS_COMPUTE_CLIENT_ID" in found.hint
+    assert compute.hosted.fired("refuse") == 1
+
+
 def test_options_that_the_template_has_not_are_told_before_a_job_is_sent(run: Callable[..., Findings]) -> None:
     found = run(options={**QUEUE, "acount": "x"})["job options"]
     assert found.state == "fail"

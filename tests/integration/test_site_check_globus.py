@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from filmloop.adapters.globus.login import log_in
 from filmloop.bootstrap import Site
 from filmloop.checks.globus import check_globus
 from filmloop.config.globus import GlobusSection
@@ -22,6 +23,7 @@ from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.finding import Finding
 from filmloop.testing.globus.transfer import rig as transfer
+from rigs.globus_auth import visit
 from rigs.globus_mover import GlobusRig, GlobusSite, globus_rig, two_identities
 
 ITEMS = [
@@ -170,6 +172,59 @@ def test_a_mapped_collection_is_not_for_an_application(site: GlobusSite, tmp_pat
     found = failing(site, "cluster collection")
     assert "maps people to accounts" in found.detail
     assert "guest collection" in found.hint
+
+
+def test_a_session_that_a_facility_asks_for_is_nothing_for_an_application(site: GlobusSite, tmp_path: Path) -> None:
+    cluster = site.section.cluster.collection
+    transfer.serve(site.hosted, tmp_path / "storage", collection=cluster, domains=["alcf.anl.gov"])
+    found = failing(site, "cluster collection")
+    assert "An application cannot log in as a person does" in found.hint
+
+
+def test_a_person_with_a_mapped_collection_is_well_until_the_consent_is_withdrawn(
+    site: GlobusSite, tmp_path: Path
+) -> None:
+    cluster = site.section.cluster.collection
+    transfer.serve(site.hosted, tmp_path / "storage", collection=cluster, kind="mapped")
+    site.globus = GlobusSection(client_id=str(uuid.uuid4()), login="user")
+    assert "mapped = true" in logged_in(site, "cluster collection", mapped=False).hint
+    found = check(site, cluster_mapped=True)
+    assert "filmloop login" in found["consents"].hint
+    log_in(site_of(site, cluster_mapped=True).config, "data", ask=visit)
+    found = check(site, cluster_mapped=True)
+    assert {finding.state for finding in found.values()} == {"ok"}
+    scope = f"https://auth.globus.org/scopes/{cluster}/data_access"
+    assert site.hosted.ask("POST", "auth/withdraw", {"scope": scope})["count"] == 1
+    assert "filmloop login" in failing(site, "consents", cluster_mapped=True).hint
+
+
+def logged_in(made: GlobusSite, item: str, *, mapped: bool) -> Finding:
+    log_in(site_of(made, cluster_mapped=mapped).config, "data", ask=visit)
+    return failing(made, item, cluster_mapped=mapped)
+
+
+def cli(made: GlobusSite, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "site.json"
+    file.write_text(json.dumps(site_of(made).config.as_json()))
+    argv = [sys.executable, "-m", "filmloop.cli", "site", "check", "--site", str(file), *options]
+    environ = {**os.environ, "FILMLOOP_HOME": str(made.edge)}
+    return subprocess.run(argv, env=environ, text=True, capture_output=True, timeout=120)
+
+
+def test_the_command_says_ready_with_exit_code_0_and_what_to_do_with_2(
+    site: GlobusSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = cli(site, tmp_path, "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["ready"]) == (0, True)
+    assert set(ITEMS) <= {item["item"] for item in said["items"]}
+    monkeypatch.setenv("FILMLOOP_GLOBUS_SECRET", "")
+    done = cli(site, tmp_path)
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("fail  identity")]
+    assert lines[at + 1].strip().startswith("-> ")
+    assert leftovers(site) == []
 
 
 def test_a_service_that_is_away_is_no_fault_of_the_site(site: GlobusSite) -> None:

@@ -16,7 +16,7 @@ from filmloop.bundle import file_digests
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
-from filmloop.core.errors import DataError, TrainingError, TransientError
+from filmloop.core.errors import AuthError, DataError, TrainingError, TransientError
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
 from filmloop.ledger import DAMAGED, TRAINED, Ledger
@@ -28,7 +28,7 @@ from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.shards import example_block, write_shard
 
 FRAME_SHAPE = (4, 8)
-Act = Literal["win", "lose", "tie", "fail", "find_damage", "lose_job", "hang_up"]
+Act = Literal["win", "lose", "tie", "fail", "find_damage", "lose_job", "hang_up", "lock_out"]
 
 
 @dataclass
@@ -45,6 +45,8 @@ class ScriptedTrainer:
         self.submitted.append(act)
         if act == "hang_up":
             raise TransientError("The service is away.")
+        if act == "lock_out":
+            raise AuthError("The login has ended.")
         for ref in job.fresh + job.replay:
             assert Path(ref.manifest_path).is_file(), "the job names shards where they lie on the cluster"
         if act in ("win", "lose", "tie"):
@@ -240,6 +242,14 @@ def test_a_transient_error_leaves_the_cycle_open_and_the_next_call_goes_on_with_
     report = world.cycle("win")
     assert (report.cycle_id, report.frames, report.outcome) == (open_id.cycle_id, 64, "promoted")
     assert len(world.registry.versions()) == 1
+
+
+def test_a_login_that_is_missing_leaves_the_cycle_open_and_it_goes_on_after_it(world: World) -> None:
+    world.stage()
+    with pytest.raises(AuthError) as caught:
+        world.cycle("lock_out")
+    assert world.cycle("win").cycle_id == caught.value.ids["cycle_id"]
+    assert world.champion() == "1"
 
 
 def test_a_cut_off_cycle_is_abandoned_when_the_site_has_changed(world: World) -> None:

@@ -36,14 +36,13 @@ def check_globus(site: Site, *, job: bool = False) -> Generator[Finding, None, N
             item="Globus SDKs", state="fail", detail=f"not installed: {', '.join(missing)}",
             hint="pip install -c constraints.txt -e '.[globus]'",
         )  # fmt: skip
-    keys = _keys(site)
-    yield keys
+    yield _keys(site)
     if missing or not site.config.globus.client_id:
         return
-    yield from _asked(site, keys, job)
+    yield from _asked(site, job)
 
 
-def _asked(site: Site, keys: Finding, job: bool) -> Iterator[Finding]:
+def _asked(site: Site, job: bool) -> Iterator[Finding]:
     from filmloop.adapters.globus.checks.collections import check_collections
     from filmloop.adapters.globus.checks.endpoint import check_endpoint
     from filmloop.adapters.globus.checks.identity import check_identity
@@ -76,13 +75,7 @@ def _asked(site: Site, keys: Finding, job: bool) -> Iterator[Finding]:
 
 def _keys(site: Site) -> Finding:
     """Every key that a person still has to fill in."""
-    config = site.config
-    empty = [] if config.globus.client_id else ["[globus] client_id"]
-    if isinstance(config.mover, MoverSection):
-        empty += [f"[mover] {key}" for key in config.mover.missing]
-    if isinstance(config.launcher, GlobusLauncher):
-        options = config.launcher.options
-        empty += [f"[launcher{'.options' * (key in options)}] {key}" for key in config.launcher.missing]
+    empty = site.config.empty_keys
     if not empty:
         return Finding(item="Globus keys", state="ok", detail="none is empty that must not be")
     return Finding(

@@ -53,7 +53,6 @@ class Probe:
         from filmloop.adapters.globus.mover import GlobusMover
 
         self._remove_old()
-        self._home.root.mkdir(parents=True)
         section = self._section
         limits = {name: min(value, getattr(section, name)) for name, value in _LIMITS.items()}
         sides = {"edge": _below(section.edge, self._name), "cluster": _below(section.cluster, self._name)}
@@ -61,6 +60,7 @@ class Probe:
         mover = open_mover(replace(self._site, config=config, home=self._home))
         assert isinstance(mover, GlobusMover)
         self._mover = mover
+        self._home.root.mkdir(parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -37,7 +37,7 @@ def check_site(site: Site, *, job: bool = False) -> Generator[Finding, None, Non
     elif launcher != "globus":
         yield from _batch(site)
     if "globus" in (mover, launcher):
-        yield from check_globus(site, job=job)
+        yield from _globus(site, job)
     yield from _each(site, ("registry", registry.registry))
 
 
@@ -47,6 +47,13 @@ def _each(site: Site, *looks: tuple[str, Look]) -> Iterator[Finding]:
             yield look(site)
         except FilmloopError as exc:
             yield Finding(item=item, state="fail", detail=exc.message, hint=exc.hint)
+
+
+def _globus(site: Site, job: bool) -> Iterator[Finding]:
+    try:
+        yield from check_globus(site, job=job)
+    except FilmloopError as exc:
+        yield Finding(item="Globus", state="fail", detail=exc.message, hint=exc.hint)
 
 
 def _batch(site: Site) -> Iterator[Finding]:

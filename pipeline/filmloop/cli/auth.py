@@ -79,9 +79,16 @@ def whoami(site_file: SiteFile = None, sets: Sets = None, role: RoleOption = Non
     """Say who the site is at Globus, what it may do and for how long; exit code 4 if something is missing."""
     set_up_logs(quiet=True)
     site = _globus_site(site_file, sets or ())
-    from filmloop.adapters.globus.login import roles_of, who_is
+    from filmloop.adapters.globus.login import nobody, roles_of, who_is
 
-    _show([who_is(site.config, name) for name in roles_of(site.config) if role in (None, name)], json=json)
+    found = []
+    for name in roles_of(site.config):
+        if role in (None, name):
+            try:
+                found.append(who_is(site.config, name))
+            except AuthError as exc:
+                found.append(nobody(site.config, name, exc))
+    _show(found, json=json)
 
 
 def _globus_site(file: Path | None, sets: list[str] | tuple[str, ...]) -> Site:

@@ -60,7 +60,7 @@ class Told:
     """What the service knows of a task.
 
     Attributes:
-        state: `failed`: the function gave no result; `gone`: the service does not know the task.
+        state: `failed`: the function gave no result; `gone`: the service knows the task or its result no more.
         status: Its own word.
         result: What the function returned.
         failure: Why there is none: a traceback from over there.
@@ -167,8 +167,10 @@ class Compute:
             raise TransientError(exc.message, hint=exc.hint) from exc
         if said["pending"]:
             return Told(state="pending", status=str(said["status"]))
-        if not isinstance(said.get("result"), dict):
-            return Told(state="failed", status="failed", failure=str(said.get("reason", "no result")))
+        if "result" not in said:  # the service lets results go after a while
+            return Told(state="gone", status=str(said["status"]))
+        if not isinstance(said["result"], dict):
+            return Told(state="failed", status="failed", failure="The function returned something else.")
         return Told(state="done", status="success", result=said["result"])
 
     def is_online(self) -> bool:

@@ -144,6 +144,7 @@ class Known:
             processes_per_node=section.processes_per_node,
             threads=section.threads,
             save_before_s=section.save_before_s,
+            walltime_s=section.walltime_s,
             grace_s=grace_s,
             filmloop=__version__,
         )

@@ -102,7 +102,7 @@ def _api_error(exc: globus_sdk.GlobusAPIError, what: str, hint: str, role: Role)
     if isinstance(exc, globus_sdk.AuthAPIError):
         return _auth_error(text, status, code, hint, role, ids)
     if status == 401:
-        return AuthError(text, hint=hint or access_hint(role), ids=ids)
+        return AuthError(text, hint=hint or "`filmloop whoami` says whose tokens are no longer good.", ids=ids)
     if status == 403 or "PermissionDenied" in code:
         return AuthError(text, hint=hint or f"Give {remembered(role).principal} access to it.", ids=ids)
     if status in _TRANSIENT_STATUS or status >= 500:

@@ -164,6 +164,12 @@ def who_is(config: SiteConfig, role: Role) -> Who:
     )
 
 
+def nobody(config: SiteConfig, role: Role, why: AuthError) -> Who:
+    """Nobody acts in a role, and why."""
+    who = identity_of(config.globus, role)
+    return Who(role=who.role, login=who.login, client_id=who.client_id, missing=(why.message, why.hint))
+
+
 def _through(ask: Ask) -> type[CommandLineLoginFlowManager]:
     """The SDK's login at a terminal, with `ask` as the terminal."""
 

@@ -20,7 +20,7 @@ from filmloop.adapters.local.movejournal import OUTCOME, REQUEST, MoveOutcome, M
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import DataError
+from filmloop.core.errors import ConfigError, DataError
 
 _WEDGED_S = 300.0
 """The SDK repeats a request that meets no answer a few times: so long a worker may need to notice its deadline."""
@@ -60,6 +60,7 @@ class GlobusMover(JournalledMover[GlobusMove]):
 
     def check(self, request: MoveRequest) -> None:
         """See `JournalledMover.check`; of sources at the cluster only the names can be looked at."""
+        self._check_edge()
         targets = [relative(item.target_path) for item in request.items]
         if len(set(targets)) != len(targets):
             raise DataError(f"Move {request.key!r} sends two files to one place.", ids={"key": request.key})
@@ -97,17 +98,35 @@ class GlobusMover(JournalledMover[GlobusMove]):
             (folder / SWEPT).touch()
         _log.info("asked Globus to discard %d paths (%s)", len(places), key)
 
+    def _check_edge(self) -> None:
+        """Paths of the edge are relative to the state folder: another folder would get what nobody reads.
+
+        Raises:
+            ConfigError: `mover.edge.host_path` names another one.
+        """
+        named, root = self._ends.section.edge.host_path, self._ends.edge_root
+        if named and Path(named).resolve() != root.resolve():
+            raise ConfigError(
+                f"mover.edge.host_path is {named}, but the state folder is {root}.",
+                hint="Leave it empty, or point FILMLOOP_HOME at the folder that the edge's collection shows.",
+            )
+
     def _leftovers(self) -> Iterator[Path]:
         """Journals of moves to the cluster that are over and have left at least empty folders there; cleans up here."""
         for request in self.journal.glob(f"*/{REQUEST}"):
             folder = request.parent
-            if (folder / SWEPT).exists() or not (folder / OUTCOME).exists():
-                continue
-            outcome = MoveOutcome.read(folder / OUTCOME)
-            if outcome.state == "failed" and time.time() - epoch_s(outcome.ended_utc) < _KEEP_FAILED_S:
+            if (folder / SWEPT).exists() or not self._is_over(folder):
                 continue
             if MoveRequest.read(request).direction == "to_cluster":
                 yield folder
             else:
                 shutil.rmtree(self._ends.edge_root / incoming(folder.name), ignore_errors=True)
                 (folder / SWEPT).touch()
+
+    def _is_over(self, folder: Path) -> bool:
+        """Whether nobody needs what the move has left below `.incoming`: it is done, or was left alone for long."""
+        if (folder / OUTCOME).exists():
+            outcome = MoveOutcome.read(folder / OUTCOME)
+            return outcome.state == "succeeded" or time.time() - epoch_s(outcome.ended_utc) > _KEEP_FAILED_S
+        age_s = time.time() - epoch_s(MoveRequest.read(folder / REQUEST).submitted_utc)
+        return age_s > _KEEP_FAILED_S + self._ends.section.task_deadline_s

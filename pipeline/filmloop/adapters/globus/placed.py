@@ -72,4 +72,4 @@ class Placed:
                     _Files(files=after).write(self._path)
                 return True
 
-        wait_until(changed, deadline_s=_LOCK_S, what="The list of placed files", first_s=0.005)
+        wait_until(changed, deadline_s=_LOCK_S, what="The list of placed files", first_s=0.005, cap_s=0.05)

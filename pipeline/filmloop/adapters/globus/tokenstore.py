@@ -39,7 +39,7 @@ class TokenStore(JSONTokenStorage):
     """
 
     renewable = False
-    """Its content can be had again without a person: a damaged file is dropped."""
+    """Its content can be had again without a person: a damaged file is dropped, and a full disk does no harm."""
 
     def __init__(self, filepath: Path | str, *, namespace: str = "DEFAULT") -> None:
         with _told(Path(filepath)):
@@ -63,8 +63,13 @@ class TokenStore(JSONTokenStorage):
         self, token_data_by_resource_server: Mapping[str, TokenStorageData]
     ) -> None:
         """See `TokenStorage`."""
-        with self._changing() as copy:
-            copy.store_token_data_by_resource_server(token_data_by_resource_server)
+        try:
+            with self._changing() as copy:
+                copy.store_token_data_by_resource_server(token_data_by_resource_server)
+        except TransientError as exc:
+            if not self.renewable:
+                raise
+            _logger.warning("tokens are not kept: %s", exc.message)
 
     def remove_token_data(self, resource_server: str) -> bool:
         """See `TokenStorage`."""

@@ -171,7 +171,7 @@ class Transfer:
 
     def find(self, label: str) -> str | None:
         """The id of the task with this label, if there is one."""
-        found = self._ask("Listing tasks", lambda: self._client.task_list(filter={"label": label}, limit=10))
+        found = self._ask("Listing tasks", lambda: self._client.task_list(filter={"label": f"={label}"}, limit=10))
         return next((str(task["task_id"]) for task in found if task.get("label") == label), None)
 
     def task(self, task_id: str) -> TaskView | None:
@@ -200,15 +200,16 @@ class Transfer:
 
     def arrivals(self, task_id: str) -> Iterator[Arrival]:
         """Every file that a task which ended has transferred; those that were there already are not among them."""
-        pages = self._client.paginated.task_successful_transfers(task_id)
-        with globus_errors(f"Asking what task {task_id} transferred", role=self._role):
-            for row in pages.items():
-                yield Arrival(
-                    path=str(row["destination_path"]),
-                    size_bytes=int(row.get("size") or 0),
-                    checksum=str(row.get("checksum") or ""),
-                    algorithm=str(row.get("checksum_algorithm") or ""),
-                )
+        pages = self._client.paginated
+        for row in self._ask(
+            f"Asking what task {task_id} transferred", lambda: list(pages.task_successful_transfers(task_id).items())
+        ):
+            yield Arrival(
+                path=str(row["destination_path"]),
+                size_bytes=int(row.get("size") or 0),
+                checksum=str(row.get("checksum") or ""),
+                algorithm=str(row.get("checksum_algorithm") or ""),
+            )
 
     def listing(self, collection: str, path: str) -> dict[str, Entry] | None:
         """What is in a folder; None if there is no such folder."""
@@ -251,12 +252,12 @@ class Transfer:
 
     def _ask(self, what: str, send: Callable[[], T]) -> T:
         with globus_errors(what, role=self._role):
-            return send()
+            return _sent(send)
 
     def _unless_missing(self, what: str, send: Callable[[], T]) -> T | None:
         with globus_errors(what, role=self._role):
             try:
-                return send()
+                return _sent(send)
             except globus_sdk.TransferAPIError as exc:
                 if _is_missing(exc):
                     return None
@@ -265,13 +266,23 @@ class Transfer:
     def _file_operation(self, what: str, send: Callable[[], Any]) -> None:
         with globus_errors(what, role=self._role):
             try:
-                send()
+                _sent(send)
             except globus_sdk.TransferAPIError as exc:
                 if _is_missing(exc):
                     raise Missing from exc
                 if (exc.code or "").endswith("Exists"):
                     raise Taken from exc
                 raise
+
+
+def _sent(send: Callable[[], T]) -> T:
+    """The answer. A token that ends while the SDK is at its last repeat is renewed by it, but the request is not sent again."""
+    try:
+        return send()
+    except globus_sdk.TransferAPIError as exc:
+        if exc.http_status != 401:
+            raise
+        return send()
 
 
 def _is_missing(exc: globus_sdk.TransferAPIError) -> bool:

@@ -37,7 +37,7 @@ def _token_routes(routes: Blueprint, hub: Hub) -> None:
     def revoke() -> Response:
         client_of(hub)
         value = request.form.get("token", "")
-        with hub.lock:
+        with hub.lock:  # [choice] access tokens end with their refresh token
             hub.tokens.pop(value, None)
             if hub.book.refreshes.pop(value, None) is not None:
                 for token in [found for found in hub.tokens.values() if found.refresh_token == value]:
@@ -85,7 +85,7 @@ def _login_routes(routes: Blueprint, hub: Hub) -> None:
 
     @routes.get("/v2/oauth2/authorize")
     def authorize() -> Any:
-        """What a browser does once the person has logged in and agreed: go on to the page with the code."""
+        """What a browser does once the person has logged in and agreed: go on to the page with the code. [choice] at once."""
         asked = request.args
         back = asked["redirect_uri"]
         if hub.fault("deny_login") is not None:

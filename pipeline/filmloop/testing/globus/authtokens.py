@@ -28,7 +28,7 @@ def client_credentials(hub: Hub) -> Response:
 
 
 def exchange(hub: Hub) -> Response:
-    """Tokens for the code that a person brought."""
+    """Tokens for the code that a person brought. [choice] 401 for a wrong one."""
     client_id = client_of(hub)
     code = hub.book.codes.pop(request.form.get("code", ""), None)
     verifier = hashlib.sha256(request.form.get("code_verifier", "").encode()).digest()
@@ -44,7 +44,7 @@ def exchange(hub: Hub) -> Response:
 
 
 def refresh(hub: Hub) -> Response:
-    """A new access token; the refresh token stays the same."""
+    """A new access token; the refresh token stays the same. [choice] 400 for one that was revoked, no id_token."""
     client_id = client_of(hub)
     value = request.form.get("refresh_token", "")
     found = hub.book.refreshes.get(value)
@@ -106,7 +106,7 @@ def _document(hub: Hub, token: Token) -> dict[str, object]:
 
 
 def scopes_of(hub: Hub, text: str) -> tuple[Scope, ...]:
-    """What is asked for; `data_access` of a guest collection does not exist."""
+    """What is asked for; `data_access` of a guest collection does not exist. [choice] the status; no client's limits."""
     scopes = tuple(ScopeParser.parse(text)) if text else ()
     for scope in scopes:
         for below in scope.dependencies:

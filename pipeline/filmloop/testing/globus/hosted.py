@@ -84,7 +84,7 @@ class Hosted:
         return dict(self.ask("GET", "state")["counts"])
 
     def log(self) -> list[dict[str, Any]]:
-        """Every request: when, its route, its path, the status that it was answered with."""
+        """Every request: when, its route, its path, the status that it was answered with, the bytes of its body."""
         return list(self.ask("GET", "state")["log"])
 
     def reset(self) -> None:

@@ -162,7 +162,7 @@ class Hub:
             self.refuse_consent([f"{scope}[{' '.join('*' + name for name in dependencies)}]"])
 
     def require_session(self, token: Token, *, policies: tuple[str, ...] = (), domains: tuple[str, ...] = ()) -> None:
-        """End the request with 403 unless the login that the token comes from met these; applications have none."""
+        """End the request with 403 unless the login that the token comes from met these; applications have none. [choice] for ever."""
         held = token.grant or Grant(identity=token.identity, client_id=token.client_id, scopes=())
         if not held.policies.issuperset(policies):
             self.refuse_session(session_required_policies=list(policies))
@@ -180,7 +180,7 @@ class Hub:
         )
 
     def refuse_session(self, **needed: Any) -> NoReturn:
-        """End the request: the login does not satisfy what the facility asks for."""
+        """End the request: the login does not satisfy what the facility asks for. [choice] the code and the message."""
         refuse(
             403,
             "PermissionDenied",

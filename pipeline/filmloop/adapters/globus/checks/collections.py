@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import globus_sdk
+from globus_sdk.gare import to_gare
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
 from filmloop.adapters.globus.auth import data_access, open_app
@@ -15,7 +16,7 @@ from filmloop.adapters.globus.identity import Role, identity_of
 from filmloop.adapters.globus.login import roles_of
 from filmloop.config.globus import Collection, GlobusMover, GlobusSection
 from filmloop.config.schema import SiteConfig
-from filmloop.core.errors import DataError, FilmloopError
+from filmloop.core.errors import AuthError, DataError, FilmloopError
 from filmloop.core.finding import Finding
 
 _RETRIES = 2  # a person waits; the SDK's five take up to half a minute
@@ -72,9 +73,10 @@ def _look(globus: GlobusSection, section: GlobusMover, side: Collection, role: R
             client.operation_ls(side.collection, path=side.path, limit=1)
     except DataError as exc:
         return _finding("fail", exc.message, f"Make the folder, or set path in [mover]. {page_of(side)}")
-    except FilmloopError as exc:
-        if not exc.message.endswith("Denied).") and "PermissionDenied" not in exc.message:
-            raise
+    except AuthError as exc:
+        cause = exc.__cause__
+        if not isinstance(cause, globus_sdk.GlobusAPIError) or to_gare(cause) is not None:
+            raise  # a login or a consent is missing, and the hint says so
         return _finding(
             "fail", exc.message,
             f"Give {principal} read and write on {side.path}: {_FILES}/{side.collection}/sharing",

@@ -12,13 +12,15 @@ from filmloop.adapters.globus.checks import over_there, queue
 from filmloop.adapters.globus.compute import Compute, Options, Told
 from filmloop.config.globus import GlobusLauncher, GlobusMover
 from filmloop.config.schema import SiteConfig
-from filmloop.core.errors import FilmloopError
+from filmloop.core.errors import AuthError, FilmloopError
 from filmloop.core.finding import Finding
 from filmloop.core.retry import wait_until
 
-_ANSWER_S = 180.0
+_ANSWER_S = 240.0
 """A first short function waits for processes on a login node that is busy."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 170.0
+"""Slurm's accounting may take two minutes to answer, and the template asks it."""
+_OWNER = "An own endpoint is for the identity alone that has started it: with its GLOBUS_COMPUTE_CLIENT_ID and _SECRET."
 _MIN_FREE_BYTES = 10_000_000_000
 
 
@@ -67,7 +69,7 @@ def _seen_from_there(
     """Two short functions: the versions in the Python that trains, the rest in the endpoint's own."""
     asked = queue.question_for(section.options) if section.control else None
     request = {
-        "folder": config.mover.cluster.host_path if isinstance(config.mover, GlobusMover) else "/",
+        "folder": config.mover.cluster.host_path if isinstance(config.mover, GlobusMover) else "",
         "file": sample.path if sample else "",
         "sha256": sample.sha256 if sample else "",
         "queue": list(asked.words) if asked else [],
@@ -82,7 +84,7 @@ def _seen_from_there(
         yield _finding("functions", "fail", _why(told), "The endpoint's log is in ~/.globus_compute on the cluster.")
         return
     if request["folder"]:
-        yield _folder(said, sample)
+        yield folder_finding(said["folder"], said["file"])
     if said["template"]["seen"]:
         yield _template(said["template"]["wrong"])
     if asked:
@@ -109,24 +111,31 @@ def _versions(section: GlobusLauncher, caller: _Caller, options: Options, wait_s
     return _finding("versions", "ok", f"{training.get('executable')}: Python {training.get('python')}, {known}{notes}")
 
 
-def _folder(said: dict[str, Any], sample: Sample | None) -> Finding:
-    folder, file = said["folder"], said["file"]
+def folder_finding(folder: dict[str, Any], file: dict[str, Any]) -> Finding:
+    """What the cluster's side says of the folder and of a file that was sent there, as `over_there` answers."""
+    item = "cluster folder"
     if folder["wrong"]:
         return _finding(
-            "cluster folder", "fail", folder["wrong"],
+            item, "fail", folder["wrong"],
             "Make it there, for the account that the endpoint runs as, or set host_path in [mover.cluster].",
         )  # fmt: skip
     if file["wrong"]:
         return _finding(
-            "cluster folder", "fail", f"what the collection took is not there: {file['wrong']}",
+            item, "fail", f"what the collection took is not there: {file['wrong']}",
             "collection, path and host_path of [mover.cluster] have to name one folder.",
+        )  # fmt: skip
+    if file["owner"] not in ("", folder["user"]):
+        # An endpoint's processes have the umask 077: what they write is for their own account.
+        return _finding(
+            item, "warn", f"the collection writes as {file['owner']}, the endpoint runs as {folder['user']}",
+            "Results may not be readable for the collection: run the endpoint as the collection's owner.",
         )  # fmt: skip
     free = folder["free_bytes"]
     hint = "" if free > _MIN_FREE_BYTES else "Make room there; each cycle brings its frames."
-    detail = f"{folder['user']} can write, {free / 1e9:.0f} GB free"
-    return _finding(
-        "cluster folder", "warn" if hint else "ok", detail + (", the sent file is there" if sample else ""), hint
+    detail = f"{folder['user']} can write, {free / 1e9:.0f} GB free" + (
+        ", the sent file is there" if file["owner"] else ""
     )
+    return _finding(item, "warn" if hint else "ok", detail, hint)
 
 
 def _template(wrong: str) -> Finding:
@@ -161,7 +170,10 @@ class _Caller:
         self, probe: str, python: str, options: Options, wait_s: float, *, resources: dict[str, Any] | None = None
     ) -> Told:
         request = {"do": "versions", "probe": probe, "python": python, "patience_s": _PATIENCE_S}
-        sent = self._compute.submit(self._function_id, request, options=options, resources=resources)
+        try:
+            sent = self._compute.submit(self._function_id, request, options=options, resources=resources)
+        except AuthError as exc:
+            raise AuthError(exc.message, hint=f"{_OWNER} {exc.hint}", ids=exc.ids) from exc
         return wait_until(
             lambda: None if (told := self._compute.ask(sent.task_id)).state == "pending" else told,
             deadline_s=wait_s,

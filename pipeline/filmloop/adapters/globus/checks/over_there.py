@@ -29,7 +29,9 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder(path: str) -> dict[str, Any]:
-    """Whether this account can work in the folder, and how much room there is."""
+    """Whether this account can work in the folder, and how much room there is; '' is none."""
+    if not path:
+        return {"wrong": ""}
     if not os.path.isdir(path):
         return {"wrong": f"{path} is no folder there", "user": _user()}
     if not os.access(path, os.W_OK | os.X_OK):
@@ -39,16 +41,16 @@ def folder(path: str) -> dict[str, Any]:
 
 
 def file(request: dict[str, Any]) -> dict[str, Any]:
-    """Whether a file that was sent through the collection is the one below the folder."""
+    """Whether a file that was sent through the collection is the one below the folder, and whose it is."""
     if not request["file"]:
-        return {"wrong": ""}
+        return {"wrong": "", "owner": ""}
     path = os.path.join(request["folder"], request["file"])
     try:
         with open(path, "rb") as opened:
-            found = hashlib.sha256(opened.read()).hexdigest()
+            found, owner = hashlib.sha256(opened.read()).hexdigest(), _user(os.fstat(opened.fileno()).st_uid)
     except OSError as exc:
-        return {"wrong": f"{exc.strerror}: {path}"}
-    return {"wrong": "" if found == request["sha256"] else f"{path} has other bytes than were sent"}
+        return {"wrong": f"{exc.strerror}: {path}", "owner": ""}
+    return {"wrong": "" if found == request["sha256"] else f"{path} has other bytes than were sent", "owner": owner}
 
 
 def queue(request: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +116,14 @@ def _load(folder: str, options: dict[str, Any]) -> None:
         engine.shutdown()
 
 
-def _user() -> str:
+def _user(uid: int | None = None) -> str:
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_name
+    number = os.getuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def program(request: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from filmloop.testing.globus.hub import Hub
 def spoil(routes: Blueprint, hub: Hub) -> None:
     """Let these faults fire on requests that were executed, each with `match={"route": "POST /v0.10/transfer"}`.
 
-    - `gateway`: a 502 instead of the answer
+    - `gateway`: a 502, or another `status`, with `headers`, instead of the answer
     - `cut_body`: the connection breaks in the middle of the answer
     - `late`: the answer comes after `seconds`
     """
@@ -26,8 +26,10 @@ def spoil(routes: Blueprint, hub: Hub) -> None:
         late = hub.fault("late", route=route)
         if late is not None:
             time.sleep(float(late["seconds"]))
-        if hub.fault("gateway", route=route) is not None:
-            return make_response(jsonify(code="ServiceUnavailable", message="Bad gateway", resource=request.path), 502)
+        gateway = hub.fault("gateway", route=route)
+        if gateway is not None:
+            body = jsonify(code="ServiceUnavailable", message="Bad gateway", resource=request.path)
+            return make_response(body, gateway.get("status", 502), gateway.get("headers", {}))
         if hub.fault("cut_body", route=route) is not None:
             whole = answer.get_data()
             answer.set_data(whole[: len(whole) // 2])

@@ -1,13 +1,18 @@
-"""What is asked of a queue without giving it a job, and what its answers mean."""
+"""What is asked of the cluster's side, its folder and its queue, and what the answers mean."""
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from filmloop.adapters.globus.checks import over_there, queue
+from filmloop.adapters.globus.checks.endpoint import folder_finding
 
 PBS = {"engine": "pbs", "account": "physics", "queue": "debug", "walltime": "00:30:00"}
 # What `qstat -Q -f` of PBS Professional prints, by its reference guide.
@@ -63,7 +68,7 @@ def test_a_refusal_is_told_in_the_queues_own_words() -> None:
     assert (fine, "no such command" in words) == (False, True)
 
 
-def test_the_program_for_the_cluster_needs_nothing_but_python(tmp_path: object) -> None:
+def test_the_program_for_the_cluster_needs_nothing_but_python(tmp_path: Path) -> None:
     request = {
         "folder": str(tmp_path), "file": "", "sha256": "", "queue": ["sh", "-c", "cat; exit 3"], "script": "it's \\ \"x\"",
         "options": {}, "endpoint": "",
@@ -75,3 +80,29 @@ def test_the_program_for_the_cluster_needs_nothing_but_python(tmp_path: object) 
     said = json.loads(done.stdout)
     assert said["queue"] == {"code": 3, "said": 'it\'s \\ "x"'}
     assert (said["folder"]["wrong"], said["file"]["wrong"], said["template"]["seen"]) == ("", "", False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "state", "words"),
+    [
+        ({"wrong": "", "user": "loop", "free_bytes": 1e12}, {"wrong": "", "owner": "loop"}, "ok", "the sent file is there"),
+        ({"wrong": "", "user": "loop", "free_bytes": 1e12}, {"wrong": "", "owner": ""}, "ok", "1000 GB free"),
+        ({"wrong": "", "user": "loop", "free_bytes": 1e9}, {"wrong": "", "owner": "loop"}, "warn", "1 GB free"),
+        ({"wrong": "", "user": "loop", "free_bytes": 1e12}, {"wrong": "", "owner": "pi"}, "warn", "writes as pi"),
+        ({"wrong": "", "user": "loop", "free_bytes": 1e12}, {"wrong": "No such file", "owner": ""}, "fail", "No such file"),
+        ({"wrong": "/x is no folder there", "user": "loop"}, {"wrong": "", "owner": ""}, "fail", "no folder"),
+    ],
+)  # fmt: skip
+def test_what_the_clusters_side_says_of_the_folder(
+    folder: dict[str, object], file: dict[str, object], state: str, words: str
+) -> None:
+    found = folder_finding(folder, file)
+    assert (found.state, words in found.detail, bool(found.hint)) == (state, True, state != "ok")
+
+
+def test_a_file_is_asked_whose_it_is(tmp_path: Path) -> None:
+    (tmp_path / "sent").write_text("x")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "sent", 12345, 12345)
+    request = {"folder": str(tmp_path), "file": "sent", "sha256": hashlib.sha256(b"x").hexdigest()}
+    assert over_there.file(request) == {"wrong": "", "owner": "12345" if os.getuid() == 0 else getpass.getuser()}
