@@ -47,20 +47,21 @@ print(there.task_group_id, flush=True)
 time.sleep(600)
 """
 OWNER = """
-import os, time
+import os, sys, time
+from pathlib import Path
+from filmloop.core.retry import wait_until
+from filmloop.testing.globus.hosted import hosted
 from rigs.broker import broker
 from rigs.endpoint import ENGINES, endpoint
-from filmloop.testing.globus.hosted import hosted
-with broker() as rabbit, hosted(amqp=rabbit.url) as services, endpoint(services) as cluster:
+with broker() as rabbit, hosted(Path(sys.argv[1]), amqp=rabbit.url) as services, endpoint(services) as cluster:
     os.environ.update(cluster.environ)
     from globus_compute_sdk import Client
     client = Client()
     batch = client.create_batch(user_endpoint_config=ENGINES["processes"])
     batch.add(client.register_function(time.sleep), args=(600,))
     client.batch_run(cluster.id, batch)
-    while not cluster.workers():
-        time.sleep(0.1)
-    print(rabbit.folder, cluster.folder, services.state, flush=True)
+    wait_until(lambda: cluster.workers() or None, deadline_s=30, what="a worker")
+    print(rabbit.folder, cluster.folder, flush=True)
     time.sleep(600)
 """
 
@@ -251,13 +252,16 @@ def test_the_services_remember_what_they_held_before_a_restart(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute) -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER], env=environ(), stdout=subprocess.PIPE, text=True) as owner:
+def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute, tmp_path: Path) -> None:
+    services = tmp_path / "services"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(services)], env=environ(), stdout=subprocess.PIPE, text=True
+    ) as owner:
         assert owner.stdout is not None
-        rabbit, cluster, services = (Path(word) for word in owner.stdout.readline().split())
+        rabbit, cluster = (Path(word) for word in owner.stdout.readline().split())
         alive = related(rabbit, cluster, services)
-        assert len(alive) >= 6, "broker, its name server, services, core endpoint, user endpoint, worker"
         owner.send_signal(signal.SIGKILL)
+    assert len(alive) >= 6, "broker, its name server, services, core endpoint, user endpoint, worker"
     processes.sweep(brokers.PREFIX, brokers.kill_all)
     processes.sweep(endpoints.PREFIX, endpoints.kill_all)
     wait_until(lambda: not related(rabbit, cluster, services) or None, deadline_s=10, what="the end of all of it")
@@ -273,7 +277,7 @@ def environ() -> dict[str, str]:
 
 def related(*folders: Path) -> list[str]:
     """Command lines of processes that work in these folders, or have them in their environment or their own words."""
-    names = [folder.name for folder in folders]
+    names = [re.escape(str(folder)) for folder in folders]
     found = [processes.words(pid) for folder in folders for pid in processes.below(folder)]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -138,8 +138,8 @@ class Endpoint:
         return self.id in self._hosted.ask("GET", "compute")["online"]
 
     def user_endpoints(self) -> list[int]:
-        """Process ids of the user endpoints."""
-        return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
+        """Process ids of the user endpoints. Workers that they forked have the same title, but lead no session."""
+        return [pid for pid in self._titled() if _leads(pid)]
 
     def workers(self) -> list[int]:
         """Process ids of all that is below the user endpoints: what starts workers, workers, what tasks started."""
@@ -147,9 +147,13 @@ class Endpoint:
         return [pid for pid in self.processes() if pid not in own]
 
     def kill_user_endpoints(self) -> None:
-        """SIGKILL them; their workers are left alone."""
+        """SIGKILL them and the workers that they forked; a pool of workers and what tasks started are left alone.
+
+        A forked worker that outlived them would keep their connection to the broker open, and with it their queue, until
+        the broker misses its heartbeats after a minute or two.
+        """
         self._hurt = True
-        for pid in self.user_endpoints():
+        for pid in self._titled():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -161,6 +165,9 @@ class Endpoint:
         """What all of it wrote."""
         paths = [self.folder / "core.log", *sorted((self.folder / "compute").rglob("*.log"))]
         return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in paths if path.exists())
+
+    def _titled(self) -> list[int]:
+        return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
 
     def _online(self) -> bool | None:
         if self._daemon is not None and self._daemon.poll() is not None:
@@ -202,6 +209,13 @@ def endpoint(hosted: Hosted, *, environ: Mapping[str, str] | None = None) -> Ite
             yield made
         finally:
             made.close()
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _processes(folder: Path) -> set[int]:
