@@ -159,7 +159,7 @@ def test_a_killed_worker_is_a_failed_task_and_the_next_one_runs(compute: Compute
 
 def test_a_new_client_finds_the_result_that_a_killed_one_waited_for(compute: Compute) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", CLIENT, compute.endpoint.id], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLIENT, compute.endpoint.id], env=environ(), stdout=subprocess.PIPE, text=True
     ) as client:
         assert client.stdout is not None
         group = client.stdout.readline().strip()
@@ -252,7 +252,7 @@ def test_the_services_remember_what_they_held_before_a_restart(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute) -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen([sys.executable, "-c", OWNER], env=environ(), stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         rabbit, cluster, services = (Path(word) for word in owner.stdout.readline().split())
         alive = related(rabbit, cluster, services)
@@ -264,6 +264,11 @@ def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute) -> No
     assert not rabbit.exists()
     assert not cluster.exists()
     assert compute.endpoint.online(), "ours goes on"
+
+
+def environ() -> dict[str, str]:
+    """For a process of its own that imports the rigs as this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def related(*folders: Path) -> list[str]:
