@@ -180,6 +180,7 @@ def open_launcher(site: Site) -> Launcher:
         return PbsLauncher(section=section)
     if section.kind == "globus":
         prepare_globus(site)
+        _refuse_empty(site)
         from filmloop.adapters.globus.launcher import GlobusLauncher
 
         return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
@@ -193,6 +194,7 @@ def open_mover(site: Site) -> Mover:
     section, home = site.config.mover, site.home
     if section.kind == "globus":
         prepare_globus(site)
+        _refuse_empty(site)
         from filmloop.adapters.globus.mover import GlobusMover
 
         return GlobusMover(
@@ -214,6 +216,15 @@ def prepare_globus(site: Site) -> None:
     from filmloop.adapters.globus.identity import remember_site
 
     remember_site(site.file)
+
+
+def _refuse_empty(site: Site) -> None:
+    if empty := site.config.empty_keys:
+        raise ConfigError(
+            f"{site.file.name} has empty keys: {', '.join(empty)}.",
+            hint="docs/howto/two-facilities.md says where each is from; `filmloop site check` looks at all.",
+            ids={"path": str(site.file)},
+        )
 
 
 def cluster_root(site: Site) -> Path:

@@ -100,6 +100,12 @@ def test_the_keys_of_demo_are_those_of_its_report() -> None:
     assert keys("filmloop demo --json") == set(DemoReport.model_fields)
 
 
+def test_the_keys_of_a_site_check_are_those_it_prints(tmp_path: Path, filmloop: Any) -> None:
+    said = filmloop(tmp_path / "home").json("site", "check")
+    assert keys("filmloop site check --json") == set(said)
+    assert set(said["items"][0]) == {"item", "state", "detail", "hint"}
+
+
 def test_the_keys_of_whoami_are_those_it_knows() -> None:
     assert keys("filmloop whoami --json") == {field.name for field in fields(Who)}
     page = JSON_PAGE.read_text(encoding="utf-8")

@@ -67,15 +67,18 @@ with broker() as rabbit, hosted(amqp=rabbit.url) as services, endpoint(services)
 
 @contextmanager
 def executor(compute: Compute, engine: str = "threads") -> Iterator[Executor]:
-    """One that does not throttle, and sends functions by value."""
-    with Executor(
+    """One that does not throttle, sends functions by value, and does not wait at its end for results that never come."""
+    made = Executor(
         endpoint_id=compute.endpoint.id,
         user_endpoint_config=ENGINES[engine],
         api_burst_limit=8,
         api_burst_window_s=1,
         serializer=ComputeSerializer(strategy_code=AllCodeStrategies()),
-    ) as made:
+    )
+    try:
         yield made
+    finally:
+        made.shutdown(wait=False, cancel_futures=True)
 
 
 def where() -> dict[str, str]:
@@ -129,11 +132,9 @@ def test_a_result_above_the_limit_is_refused(compute: Compute) -> None:
 
 
 def test_arguments_above_the_limit_are_refused(compute: Compute) -> None:
-    there = Executor(compute.endpoint.id, user_endpoint_config=ENGINES["threads"])
-    with pytest.raises(GlobusAPIError) as refused:
+    with executor(compute) as there, pytest.raises(GlobusAPIError) as refused:
         there.submit(len, "x" * 11_000_000).result(timeout=60)
     assert refused.value.http_status == 413
-    there.shutdown(wait=False, cancel_futures=True)
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ class Endpoint:
             "GLOBUS_SDK_HTTP_TIMEOUT": "60",
         }
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._hurt = False
         (self._conf / "config.yaml").write_text(_CONFIG)
         for name in ("user_config_template.yaml.j2", "user_config_schema.json"):
             shutil.copy(FILES / name, self._conf / name)
@@ -91,8 +92,8 @@ class Endpoint:
 
     def start(self) -> None:
         """Start the daemon and wait until the service knows that it is online."""
-        # It would think for three heartbeats that a killed predecessor lives.
-        for path in self._conf.glob("*.pid"):
+        # It would think for three heartbeats that a killed predecessor lives; so would its user endpoints.
+        for path in (self.folder / "compute").glob("*/*.pid"):
             path.unlink()
         self._daemon = processes.start(
             [str(Path(sys.executable).with_name("globus-compute-endpoint")), "start", NAME],
@@ -112,17 +113,19 @@ class Endpoint:
 
     def kill(self) -> None:
         """SIGKILL the core endpoint alone; its user endpoints notice that within a second or two."""
+        self._hurt = True
         if self._daemon:
             self._daemon.kill()
             self._daemon.wait()
             self._daemon = None
 
-    def restore(self) -> None:
-        """See to it that it runs and nothing of an earlier one is left."""
-        if self._daemon is None or self._daemon.poll() is not None or not self.online():
+    def restore(self, afresh: bool = False) -> None:
+        """See to it that it runs, and that nothing is left of what was killed; `afresh`: of nothing that ran before."""
+        if afresh or self._hurt or self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
             kill_all(self.folder)
             self.start()
+            self._hurt = False
 
     def close(self) -> None:
         """End everything of the rig and remove its folder."""
@@ -145,6 +148,7 @@ class Endpoint:
 
     def kill_user_endpoints(self) -> None:
         """SIGKILL them; their workers are left alone."""
+        self._hurt = True
         for pid in self.user_endpoints():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -243,8 +243,9 @@ def test_the_gpu_benchmark_counts_operations_and_bytes_as_published():
 @pytest.mark.usefixtures("benchmark_folder")
 def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weights(monkeypatch):
     """On the CPU, in float32, with a stand-in for the device calls: everything but the speed."""
-    import gpu
     import torch
+
+    import gpu
 
     class Engine:
         device, dtype = torch.device("cpu"), torch.float32
@@ -257,12 +258,12 @@ def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weig
     monkeypatch.setattr(gpu, "CudaRuntime", partial(gpu.CudaRuntime, engine=Engine()))
     monkeypatch.setattr(gpu, "BATCH", {"mixer": 64})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
-    value = gpu.measure("mixer", seconds=0.02)
+    value = gpu.measure("mixer", seconds=0.02, tuned=False)
     assert value["ok"]
     assert value["swap_ok"]
     assert value["relative_rms"] < 1e-5
     monkeypatch.setattr(gpu.CudaRuntime.func, "put_weights", lambda self, module, version: None)
-    assert not gpu.measure("mixer", seconds=0.02)["swap_ok"]
+    assert not gpu.measure("mixer", seconds=0.02, tuned=False)["swap_ok"]
 
 
 def test_bare_inference_rates_name_every_runtime_beside_its_peers():

@@ -31,6 +31,7 @@ Seconds = Annotated[float, typer.Option(help="How long to measure.", min=0.1)]
 def edge(
     seconds: Seconds = 60.0,
     runtime: Annotated[str, typer.Option(help="A value of edge.runtime.")] = "auto",
+    ring_mb: Annotated[float, typer.Option(help="The value of edge.ring_mb.", min=1.0)] = 128.0,
     folder: Folder = None,
     quick: Quick = False,
     json: AsJson = False,
@@ -38,7 +39,10 @@ def edge(
     """Source, inference and staging at full speed; nothing may be lost."""
     from filmloop.bench import edge as bench
 
-    _report("edge", lambda where: bench.measure(3.0 if quick else seconds, where, runtime=runtime), folder, quick, json)
+    def measure(where: Path) -> dict[str, Any]:
+        return bench.measure(3.0 if quick else seconds, where, runtime=runtime, ring_mb=ring_mb)
+
+    _report("edge", measure, folder, quick, json)
 
 
 @app.command()

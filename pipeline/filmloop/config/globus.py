@@ -113,7 +113,10 @@ class GlobusLauncher(Section):
     threads: int = Field(1, ge=1, description="CPU threads of each rank")
     python: Word = Field("", description="interpreter on the cluster that has filmloop[hpc]; '' is the endpoint's own")
     save_before_s: float = Field(
-        60.0, ge=1, description="so long before the deadline the trainer is told to write its checkpoint and end"
+        60.0,
+        ge=1,
+        description="so long before its batch job ends the trainer is told to write its checkpoint and end, where Slurm or "
+        "options.walltime tell when that is",
     )
     queue_wait_s: float = Field(
         3600.0, gt=0, description="a job that waits longer for the endpoint or its queue is withdrawn"

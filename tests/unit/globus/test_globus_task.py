@@ -271,3 +271,17 @@ def _program_of(worker_pid: int) -> int:
     children = Path(f"/proc/{worker_pid}/task/{worker_pid}/children").read_text().split()
     assert len(children) == 1
     return int(children[0])
+
+
+@pytest.mark.parametrize("told_by", ["slurm", "the site"])
+def test_a_batch_job_that_ends_before_the_deadline_has_the_trainer_save_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    words: dict[str, Any] = {"save_before_s": 5.0}
+    if told_by == "slurm":
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 7))
+    else:
+        monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+        words["walltime_s"] = 7.0
+    answer = ask(request_of(job_of(tmp_path, "wait"), **words))
+    assert (answer.state, "told to stop" in answer.detail) == ("lost", True)

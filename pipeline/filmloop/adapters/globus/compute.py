@@ -32,7 +32,10 @@ _SUBMIT_S = 90.0
 """The service answers a submission when the endpoint's process for it is up: it gives that about 30 s."""
 _RETRIES = 1
 _HTTP_TIMEOUT = "GLOBUS_SDK_HTTP_TIMEOUT"
-_PASSES = re.compile(r"not online|offline|did not come online|timed? ?out|no heartbeat", re.IGNORECASE)
+_PASSES = re.compile(
+    r"not online|offline|did not come online|timed? ?out|no heartbeat|another instance of this endpoint", re.IGNORECASE
+)
+"""Refusals that are none of the options. A user endpoint that was killed is refused to itself for three heartbeats."""
 _BURST, _WINDOW_S = 3, 16.0
 """The SDK's Executor slows down above 4 submissions in 16 s: short functions leave one of them for training."""
 
@@ -57,7 +60,7 @@ class Told:
     """What the service knows of a task.
 
     Attributes:
-        state: `failed`: the function gave no result; `gone`: the service does not know the task.
+        state: `failed`: the function gave no result; `gone`: the service knows the task or its result no more.
         status: Its own word.
         result: What the function returned.
         failure: Why there is none: a traceback from over there.
@@ -102,6 +105,11 @@ class Compute:
         """Register the function; returns its id."""
         with globus_errors("Registering the function"):
             return str(self._client("submit").register_function(run))
+
+    def unregister(self, function_id: str) -> None:
+        """Have the service forget a function."""
+        with globus_errors("Removing a function from Globus Compute"):
+            self._client("ask").delete_function(function_id)
 
     def submit(
         self,
@@ -159,8 +167,10 @@ class Compute:
             raise TransientError(exc.message, hint=exc.hint) from exc
         if said["pending"]:
             return Told(state="pending", status=str(said["status"]))
-        if not isinstance(said.get("result"), dict):
-            return Told(state="failed", status="failed", failure=str(said.get("reason", "no result")))
+        if "result" not in said:  # the service lets results go after a while
+            return Told(state="gone", status=str(said["status"]))
+        if not isinstance(said["result"], dict):
+            return Told(state="failed", status="failed", failure="The function returned something else.")
         return Told(state="done", status="success", result=said["result"])
 
     def is_online(self) -> bool:

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _DAY_S = 86400.0
 _CHECK_S = 180.0
 """A first short function may have to wait for processes on a loaded login node."""
+_KEPT = 100
 _SPARE_S = 90.0
 """What a program over there may need on top of what it waits for."""
 
@@ -54,8 +55,7 @@ class Known:
         """
         known = self._journal.endpoint(self._section.endpoint)
         if known is None or known.source != source_digest():
-            known = Endpoint(function_id=self._compute.register(), source=source_digest())
-            self._journal.remember(self._section.endpoint, known)
+            known = self.renew()
         if self._section.control and not self._is_current(known):
             return self.check(known)
         if known.group and not _is_young(known.group_utc):
@@ -64,7 +64,8 @@ class Known:
 
     def renew(self) -> Endpoint:
         """Forget the function and the task group, which the service did not know, and get new ones."""
-        known = Endpoint(function_id=self._compute.register(), source=source_digest())
+        checks = tuple(self.own_tasks())
+        known = Endpoint(function_id=self._compute.register(), source=source_digest(), check_tasks=checks)
         return self._journal.remember(self._section.endpoint, known)
 
     def check(self, known: Endpoint | None = None) -> Endpoint:
@@ -92,7 +93,7 @@ class Known:
             known,
             group=sent.group,
             group_utc=utc_now(),
-            check_task=sent.task_id,
+            check_tasks=(*known.check_tasks, sent.task_id)[-_KEPT:],
             here=versions.here(),
             options=self._options_digest(),
             checked_utc=utc_now(),
@@ -103,12 +104,12 @@ class Known:
         """Remember the task group that the service made for a submission without one."""
         known = self._journal.endpoint(self._section.endpoint)
         if known is not None and not known.group:
-            self._remember(known, group=group, group_utc=utc_now(), check_task="")
+            self._remember(known, group=group, group_utc=utc_now())
 
     def own_tasks(self) -> set[str]:
-        """Tasks of the group that are no training."""
+        """Tasks of the task groups that are no training."""
         known = self._journal.endpoint(self._section.endpoint)
-        return {known.check_task} if known is not None else set()
+        return set(known.check_tasks) if known is not None else set()
 
     def send(
         self,
@@ -143,6 +144,7 @@ class Known:
             processes_per_node=section.processes_per_node,
             threads=section.threads,
             save_before_s=section.save_before_s,
+            walltime_s=section.walltime_s,
             grace_s=grace_s,
             filmloop=__version__,
         )

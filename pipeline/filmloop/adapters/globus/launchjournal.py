@@ -64,7 +64,7 @@ class Endpoint(Document):
         source: Digest of its text.
         group: A task group that the service made for us; training is sent with it. '' if it has to make one.
         group_utc: When.
-        check_task: The task in it that is no training.
+        check_tasks: Tasks that were no training, in this group and those before.
         here: Versions on this side.
         options: Digest of what the site's templates are asked for.
         checked_utc: When the versions over there were looked at; '' if never.
@@ -76,7 +76,7 @@ class Endpoint(Document):
     source: str
     group: str = ""
     group_utc: str = ""
-    check_task: str = ""
+    check_tasks: tuple[str, ...] = ()
     here: dict[str, str] = Field(default_factory=dict)
     options: str = ""
     checked_utc: str = ""

@@ -9,7 +9,7 @@
 | the result was too large for the service | lost: the next attempt finds the run folder finished |
 | the function could not be unpacked over there | failed: ConfigError |
 | the function raised | failed: a bug of ours |
-| the service does not know the task | lost |
+| the service knows the task or its result no more | lost |
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ _INSTALL_HINT = (
 def answer_of(told: Told, job_id: str) -> TaskAnswer:
     """What an ended task says about the job."""
     if told.state == "gone":
-        return _lost(job_id, "Globus Compute does not know its task any more.")
+        return _lost(job_id, "Globus Compute has neither its task nor its result any more.")
     if told.result is None:
         return _failure(job_id, told.failure)
     if "answer" in told.result:
         try:
             answer = TaskAnswer.model_validate(told.result["answer"])
         except ValidationError as exc:
-            return _failed(
-                job_id, f"The endpoint's filmloop answers in other words: {exc.errors()[0]['msg']}", "ConfigError"
-            )
+            return _lost(job_id, f"Its task answered in words of something else: {exc.errors()[0]['msg']}.")
         if answer.job_id == job_id:
             return answer
         return _lost(job_id, f"Its task answered for job {answer.job_id}.")

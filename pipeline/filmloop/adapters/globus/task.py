@@ -176,10 +176,14 @@ def _stop(request: TaskRequest) -> tuple[str, ...]:
 
 
 def _save_after_s(request: TaskRequest) -> float:
-    """Never before the deadline, unless Slurm says that it ends this node's job earlier."""
+    """Never before the deadline, unless the batch job ends before that: Slurm says when, PBS does not.
+
+    A batch job that has done other things before has less than its walltime left. Its queue tells the worker with SIGTERM.
+    """
     late = request.job.deadline_s + _SPARE_S
     ends = os.environ.get("SLURM_JOB_END_TIME", "")
-    return max(1.0, min(late, float(ends) - time.time() - request.save_before_s)) if ends.isdigit() else late
+    left_s = float(ends) - time.time() if ends.isdigit() else request.walltime_s
+    return late if left_s is None else max(1.0, min(late, left_s - request.save_before_s))
 
 
 def _ended(folder: Path, attempt: Attempt) -> LaunchStatus:

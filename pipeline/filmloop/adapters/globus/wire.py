@@ -34,6 +34,7 @@ class TaskRequest(Document):
     processes_per_node: int = 1
     threads: int = 1
     save_before_s: float = 60.0
+    walltime_s: float | None = Field(None, description="what the queue grants its batch job, if the site says so")
     grace_s: float = 20.0
     filmloop: str = Field("", description="version on the side that asks")
 
