@@ -13,6 +13,7 @@ from filmloop.adapters.globus.launchjournal import LaunchJournal
 from filmloop.core.documents import TrainResult
 from rigs.facilities import SECRETS, Facilities
 from rigs.globus import Compute
+from rigs.globus_auth import leaks
 from rigs.kills import POINTS, cycle_state, kill_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -48,6 +49,8 @@ def survives(site: Facilities, points: list[str]) -> None:
     result = TrainResult.read(site.home.cycles / report["cycle_id"] / "bundle" / "result.json")
     sending = LaunchJournal(site.home.launches).find(report["cycle_id"]).sending()
     assert sending is not None
+    found = leaks(site.compute.hosted, site.home.root, site.cluster, also=SECRETS.values())
+    assert not found, "a secret or token in the ledger, a journal, a log, a bundle"
     assert (sending.attempt, result.resumed_from_step, result.steps) == (1, 0, 10), "one training"
 
 

@@ -118,10 +118,11 @@ def test_a_killed_manager_costs_one_attempt(
     finished(launcher, job, trainings=2, at_least=1)
 
 
+@pytest.mark.slow
 def test_a_killed_user_endpoint_takes_its_training_with_it_and_the_next_attempt_goes_on(
     site: Callable[..., GlobusLauncher], compute: Compute, tmp_path: Path
 ) -> None:
-    launcher, job = site(), job_in(tmp_path, "wait")
+    launcher, job = site(silent_s=5.0), job_in(tmp_path, "wait")
     handle = launcher.submit(job)
     started(job)
     assert compute.endpoint.user_endpoints()

@@ -197,7 +197,7 @@ def test_access_that_is_revoked_in_mid_transfer_is_asked_for_and_when_given_the_
 ) -> None:
     storage, collection = application.site.cluster.parents[1], application.site.section.cluster.collection
     application.fault("paused", match=HALFWAY)
-    mover = application.site.make(stall_s=0.7)
+    mover = application.site.make(stall_s=1.5)
     application.start(mover)
     application.until("paused")
     transfer.serve(application.hosted, storage, collection=collection, rules=[])
@@ -216,7 +216,7 @@ def test_access_that_is_revoked_between_arrival_and_renaming_loses_nothing(appli
     application.start(mover)
     application.until("paused")
     reads = [{"principal": "*", "permissions": "r"}]
-    application.fault("slow", seconds=0.5, match={"route": "GET /v0.10/task/<task_id>/successful_transfers"})
+    application.fault("slow", seconds=1.5, match={"route": "GET /v0.10/task/<task_id>/successful_transfers"})
     resume(application, application.site.tasks()[0], is_paused=False)
     application.until("slow")
     transfer.serve(application.hosted, storage, collection=collection, rules=reads)

@@ -258,7 +258,7 @@ def test_a_source_that_changed_after_its_manifest_is_the_datas_fault(make: Make,
 
 def test_an_inactive_task_asks_for_a_login_and_goes_on(scenario: Scenario) -> None:
     scenario.fault("inactive", match={"number": 1})
-    mover = scenario.site.make(stall_s=0.5)
+    mover = scenario.site.make(stall_s=1.5)
     handle = scenario.start(mover)
     with pytest.raises(AuthError, match="inactive"):
         ended(mover, handle)
@@ -269,10 +269,10 @@ def test_an_inactive_task_asks_for_a_login_and_goes_on(scenario: Scenario) -> No
 
 def test_a_task_that_is_paused_to_the_deadline_is_given_up_with_the_reason(scenario: Scenario) -> None:
     scenario.fault("paused", match={"number": 1}, message="the file system is drained")
-    status, took_s = timed(lambda: scenario.run(stall_s=20.0, deadline_s=1.5))
+    status, took_s = timed(lambda: scenario.run(stall_s=20.0, deadline_s=4.0))
     assert (status.state, status.retryable) == ("failed", True)
     assert scenario.fired("paused") == 1
-    assert took_s < 10
+    assert took_s < 15
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
 
@@ -290,7 +290,7 @@ def test_a_pause_is_told_and_when_it_ends_the_same_task_goes_on(scenario: Scenar
 
 def test_a_task_that_stalls_is_given_up_and_what_it_brought_is_kept(scenario: Scenario) -> None:
     scenario.fault("stall", match={"number": 2})
-    status = scenario.run(stall_s=0.7)
+    status = scenario.run(stall_s=1.5)
     assert (status.state, status.retryable) == ("failed", True)
     assert "no progress" in status.detail
     assert scenario.fired("stall") == 1
@@ -299,18 +299,18 @@ def test_a_task_that_stalls_is_given_up_and_what_it_brought_is_kept(scenario: Sc
 
 
 def test_a_slow_task_that_goes_on_is_left_alone(scenario: Scenario) -> None:
-    scenario.fault("throttle", match={"file": "c"}, bytes_per_s=150_000)
-    status, took_s = timed(lambda: scenario.run(stall_s=0.6))
+    scenario.fault("throttle", match={"file": "c"}, bytes_per_s=80_000)
+    status, took_s = timed(lambda: scenario.run(stall_s=1.5))
     assert status.state == "succeeded"
     assert scenario.fired("throttle") == 1
-    assert took_s > 1.5, "it took several times as long as a stall may"
+    assert took_s > 3.0, "it took longer than a stall may"
     scenario.check()
 
 
 @pytest.mark.parametrize("fault", ["file_not_found", "no_space_left", "quota_exceeded", "endpoint_error"])
 def test_a_task_that_tries_a_file_for_ever_is_given_up_and_says_why(scenario: Scenario, fault: str) -> None:
     scenario.fault(fault, times=-1, match={"file": "c"}, endless=True)
-    status = scenario.run(stall_s=0.7)
+    status = scenario.run(stall_s=1.5)
     assert (status.state, status.retryable) == ("failed", True)
     assert fault.upper() in status.detail
     assert scenario.fired(fault) > 1
@@ -334,7 +334,7 @@ def test_a_file_that_is_gone_at_the_source_is_the_datas_fault(scenario: Scenario
 
 def test_a_permission_that_is_missing_for_ever_asks_for_it(scenario: Scenario) -> None:
     scenario.fault("permission_denied", times=-1, match={"file": "c"})
-    mover = scenario.site.make(stall_s=0.7)
+    mover = scenario.site.make(stall_s=1.5)
     handle = scenario.start(mover)
     with pytest.raises(AuthError, match="PERMISSION_DENIED"):
         ended(mover, handle)
@@ -398,7 +398,7 @@ def test_an_operators_cancel_is_respected_until_somebody_asks_again(scenario: Sc
 
 def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) -> None:
     scenario.fault("stall", match={"number": 1})
-    status = scenario.run(task_deadline_s=61.0, stall_s=0.7)
+    status = scenario.run(task_deadline_s=61.0, stall_s=1.5)
     assert status.state == "failed"
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"

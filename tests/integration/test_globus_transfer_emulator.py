@@ -189,7 +189,7 @@ def test_a_source_that_is_not_what_was_promised_fails_the_task(ends: Ends) -> No
 def test_a_file_that_always_fails_leaves_the_task_active_until_the_deadline(ends: Ends, fault: str) -> None:
     ends.put(a=b"one", b=b"two")
     ends.server.fault(fault, times=-1, match={"file": "a"})
-    task_id = ends.submit(ends.data("a", "b", deadline=datetime.now(UTC) + timedelta(seconds=1.5)))
+    task_id = ends.submit(ends.data("a", "b", deadline=datetime.now(UTC) + timedelta(seconds=3)))
     ends.until(task_id, nice_status=fault.upper(), files_transferred=1, status="ACTIVE")
     assert ends.ended(task_id)["fatal_error"]["code"] == "EXPIRED"
     assert codes(ends, task_id) == {fault.upper()}

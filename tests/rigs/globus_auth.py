@@ -7,7 +7,7 @@ import re
 import tomllib
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,15 @@ class Globus:
         return self.home / ".globus" / "app" / (client_id or self.client_id) / "filmloop" / name
 
 
-def leaks(hosted: Hosted, *places: str | Path) -> list[str]:
+def leaks(hosted: Hosted, *places: str | Path, also: Iterable[str] = ()) -> list[str]:
     """Where a secret can be read that the services gave out or an application has: `name: beginning of the secret`.
 
     Args:
         hosted: The services.
         places: Texts, and folders or files to look through.
+        also: Secrets of other applications.
     """
-    secrets = [SECRET, *hosted.ask("GET", "auth/state")["issued"]]
+    secrets = [SECRET, *also, *hosted.ask("GET", "auth/state")["issued"]]
     texts: dict[str, bytes] = {}
     for i, place in enumerate(places):
         if isinstance(place, str):

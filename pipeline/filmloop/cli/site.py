@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
@@ -20,6 +21,16 @@ Job = Annotated[
 ]
 _ITEM = 20
 _MARK = {"ok": "[green]ok[/green]  ", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: what was begun at another facility is taken back."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.callback()
@@ -40,9 +51,7 @@ def check(
 
     site = open_site(site_file, sets=sets or (), source=source)
     findings = []
-    # SIGTERM as Ctrl-C: what was begun at another facility is taken back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with closing(check_site(site, job=job)) as checks:
+    with _terminated_as_interrupted(), closing(check_site(site, job=job)) as checks:
         for finding in checks:
             findings.append(finding)
             if not json:

@@ -39,6 +39,7 @@ _PASSES = re.compile(
 _BURST, _WINDOW_S = 3, 16.0
 """The SDK's Executor slows down above 4 submissions in 16 s: short functions leave one of them for training."""
 
+Use = Literal["ask", "submit", "errand"]
 Options = Mapping[str, str | int | float | bool]
 
 
@@ -119,15 +120,18 @@ class Compute:
         options: Options,
         group: str = "",
         resources: Mapping[str, Any] | None = None,
+        use: Use = "submit",
     ) -> Sent:
         """Have the endpoint run the function; comes back when the service has taken the task.
+
+        `use` is `errand` in a thread of its own: apps of the SDK are not made for several threads.
 
         Raises:
             ConfigError: there is no such endpoint, or it refuses such options.
             TransientError: the service or the endpoint is away. The task may have been taken all the same.
             AuthError: a person must log in.
         """
-        client = self._client("submit")
+        client = self._client(use)
         batch = client.create_batch(
             task_group_id=group or None,
             resource_specification=dict(resources) if resources else None,
@@ -193,12 +197,12 @@ class Compute:
             answer = self._client("ask")._compute_web_client.v2.get_task_group(group)
         return [str(task["id"]) for task in answer.get("tasks", [])]
 
-    def _client(self, use: Literal["ask", "submit"]) -> Client:
+    def _client(self, use: Use) -> Client:
         """The SDK's client: a patient one for submissions, one of `request_timeout_s` for the rest."""
         with self._lock:
             if use not in self._clients:
                 timeout_s = self._section.request_timeout_s
-                self._clients[use] = self._connect(max(timeout_s, _SUBMIT_S) if use == "submit" else timeout_s)
+                self._clients[use] = self._connect(timeout_s if use == "ask" else max(timeout_s, _SUBMIT_S))
             return self._clients[use]
 
     def _connect(self, timeout_s: float) -> Client:

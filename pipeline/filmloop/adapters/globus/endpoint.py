@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from filmloop import __version__
 from filmloop.adapters.globus import versions
-from filmloop.adapters.globus.compute import Budget, Compute, Sent, Told, source_digest
+from filmloop.adapters.globus.compute import Budget, Compute, Sent, Told, Use, source_digest
 from filmloop.adapters.globus.launchjournal import Endpoint, LaunchJournal, Sending
 from filmloop.adapters.globus.wire import TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
@@ -111,18 +110,20 @@ class Known:
         known = self._journal.endpoint(self._section.endpoint)
         return set(known.check_tasks) if known is not None else set()
 
-    def send(
-        self,
-        request: TaskRequest,
-        *,
-        options: Mapping[str, str | int | float | bool],
-        group: str = "",
-        resources: Mapping[str, Any] | None = None,
-    ) -> Sent:
-        """Send a request to the program over there."""
-        known = self._journal.endpoint(self._section.endpoint) or self.get()
+    def send(self, request: TaskRequest, *, group: str = "", use: Use = "submit") -> Sent:
+        """Send a request to the program over there: training with its options, the rest beside it if there is a place.
+
+        Raises:
+            ConfigError: the endpoint refuses such options, or the service has forgotten the function or the group.
+            TransientError: the service or the endpoint is away.
+        """
+        known, section = self._journal.endpoint(self._section.endpoint) or self.get(), self._section
+        if request.do != "train":
+            options = section.control or section.options
+            return self._compute.submit(known.function_id, request.as_json(), options=options, use=use)
+        nodes = {"num_nodes": section.nodes, "ranks_per_node": 1} if section.nodes > 1 else None
         return self._compute.submit(
-            known.function_id, request.as_json(), options=options, group=group, resources=resources
+            known.function_id, request.as_json(), options=section.options, group=group, resources=nodes, use=use
         )
 
     def request(

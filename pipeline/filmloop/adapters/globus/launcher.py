@@ -142,7 +142,7 @@ class GlobusLauncher:
                 token=secrets.token_hex(16),
                 group=known.group,
                 submitted_utc=utc_now(),
-                earlier=(*before.earlier, before.task_id) if before is not None else (),
+                earlier=(*before.earlier, before.task_id, *before.twins) if before is not None else (),
             )
         entry.write(sending)
         try:
@@ -168,12 +168,7 @@ class GlobusLauncher:
         return strangers.pop() if len(strangers) == 1 else ""
 
     def _send(self, entry: Entry, sending: Sending, do: str) -> Sent:
-        request = self._request(entry.job(), sending, do)
-        if do == "train":
-            nodes = self._section.nodes
-            resources = {"num_nodes": nodes, "ranks_per_node": 1} if nodes > 1 else None
-            return self._known.send(request, options=self._section.options, group=sending.group, resources=resources)
-        return self._known.send(request, options=self._section.control or self._section.options)
+        return self._known.send(self._request(entry.job(), sending, do), group=sending.group)
 
     def _request(self, job: TrainJob, sending: Sending, do: str) -> TaskRequest:
         return self._known.request(job, sending, do, command=self._command, grace_s=self._grace_s)

@@ -38,6 +38,7 @@ class Sending(Document):
         group: Task group that it is sent with; '' if the service is to make one.
         task_id: The service's; '' until it has answered.
         submitted_utc: When it was sent.
+        twins: Tasks of the same attempt that were sent after it, because it did not begin.
         running_utc: When it was first seen running.
         offline_utc: Since when the endpoint has been away; '' if it is there.
         earlier: Tasks of the job's earlier attempts.
@@ -50,6 +51,7 @@ class Sending(Document):
     submitted_utc: str
     group: str = ""
     task_id: str = ""
+    twins: tuple[str, ...] = ()
     running_utc: str = ""
     offline_utc: str = ""
     earlier: tuple[str, ...] = ()
@@ -197,7 +199,7 @@ class LaunchJournal:
     def sent(self) -> set[str]:
         """Ids of the tasks of all attempts."""
         all_ = [Sending.read(path) for path in self.root.glob(f"*/{ATTEMPT}")]
-        return {task_id for sending in all_ for task_id in (sending.task_id, *sending.earlier)}
+        return {task_id for sending in all_ for task_id in (sending.task_id, *sending.twins, *sending.earlier)}
 
     def _endpoint_path(self, endpoint: str) -> Path:
         return self.root / f"endpoint-{_name(endpoint)}.json"

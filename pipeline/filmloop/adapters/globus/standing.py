@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,37 @@ _LOOK_S = 15.0
 """A look that takes longer was lost with the process that it ran in; it takes half a second."""
 _FIRST_S = 5.0
 _FIRST_LOOK_S = 0.2
+
+
+class Errand:
+    """A short function on its way. A thread sends it: the service may answer after half a minute, and a poll does not wait.
+
+    Attributes:
+        what: `look` or `cancel`.
+        sent_s: When it was sent, and when it was taken (`taken_s`): epoch seconds.
+        task_id: The service's; '' until it was taken.
+        error: Why it was not.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.task_id, self.error = what, "", None
+        self.sent_s = self.taken_s = time.time()
+
+    error: Exception | None
+
+    def start(self, send: Callable[[], str]) -> None:
+        """Have `send` called, which returns the task's id."""
+
+        def work() -> None:
+            try:
+                task_id = send()
+            except Exception as exc:
+                self.error = exc
+                return
+            self.taken_s = time.time()
+            self.task_id = task_id
+
+        threading.Thread(target=work, name="filmloop-errand", daemon=True).start()
 
 
 class Standing:
@@ -56,7 +88,8 @@ class Standing:
         self._token = ""
         self._asked_s = self._answered_s = float("-inf")
         self._last = LaunchStatus(state="pending")
-        self._errand: tuple[str, str, float] | None = None  # what was sent, its task, when
+        self._errand: Errand | None = None
+        self._twin: Errand | None = None
         self._cancels = 0
         self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
 
@@ -83,12 +116,13 @@ class Standing:
     def _forget(self) -> None:
         self._asked_s = self._answered_s = float("-inf")
         self._last = LaunchStatus(state="pending", detail="It was submitted.")
-        self._errand, self._cancels, self._waits_at_s = None, 0, 0.0
+        self._errand, self._twin, self._cancels, self._waits_at_s = None, None, 0, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
-        told = self._compute.ask(sending.task_id)
-        if told.state != "pending":
-            return self._judge(sending, answer_of(told, self._entry.job().job_id))
+        for task_id in (sending.task_id, *sending.twins):
+            told = self._compute.ask(task_id)
+            if told.state != "pending":
+                return self._judge(sending, answer_of(told, self._entry.job().job_id))
         answer = self._run_errand(sending)
         if answer is not None and answer.state not in ("absent", "waiting"):
             return self._judge(sending, answer)
@@ -117,23 +151,16 @@ class Standing:
 
     def _run_errand(self, sending: Sending) -> TaskAnswer | None:
         """Send a short function that looks, or cancels, and take what the last one found."""
-        answer = None
-        if self._errand is not None:
-            answer = self._fetch(sending, *self._errand)
+        answer = self._fetch(sending, self._errand) if self._errand is not None else None
         wanted = "cancel" if self._entry.cancelled() else "look" if self._section.control else ""
-        busy_with = self._errand[0] if self._errand is not None else ""
+        busy_with = self._errand.what if self._errand is not None else ""
         if not wanted or busy_with == wanted or not self._may_send(wanted):
             return answer
         request = self._request(wanted, sending)
         if wanted == "cancel":
             request = request.model_copy(update={"why": self._entry.cancelled()})
-        sent_s = time.time()
-        try:
-            sent = self._known.send(request, options=self._section.control or self._section.options)
-        except (TransientError, ConfigError) as exc:  # the training may do well all the same
-            _log.info("cannot %s: %s", wanted, exc.message)
-            return answer
-        self._errand = (wanted, sent.task_id, sent_s)
+        self._errand = Errand(wanted)
+        self._errand.start(lambda: self._known.send(request, use="errand").task_id)
         return answer or self._first_answer(sending)
 
     def _first_answer(self, sending: Sending) -> TaskAnswer | None:
@@ -141,7 +168,7 @@ class Standing:
         end_s = time.monotonic() + _FIRST_S
         while self._answered_s < 0 and self._errand is not None and time.monotonic() < end_s:
             time.sleep(_FIRST_LOOK_S)
-            if (answer := self._fetch(sending, *self._errand)) is not None:
+            if (answer := self._fetch(sending, self._errand)) is not None:
                 return answer
         return None
 
@@ -152,23 +179,31 @@ class Standing:
             return True
         return self._known.budget.take()
 
-    def _fetch(self, sending: Sending, what: str, task_id: str, sent_s: float) -> TaskAnswer | None:
-        told = self._compute.ask(task_id)
+    def _fetch(self, sending: Sending, errand: Errand) -> TaskAnswer | None:
+        if not errand.task_id:
+            if errand.error is not None:
+                self._errand = None
+                if not isinstance(errand.error, (TransientError, ConfigError)):
+                    raise errand.error
+                # The training may do well all the same.
+                _log.info("cannot %s: %s", errand.what, errand.error.message)
+            return None
+        told = self._compute.ask(errand.task_id)
         if told.state == "pending":
-            if what == "look" and time.time() - sent_s > _LOOK_S:
+            if errand.what == "look" and time.time() - errand.taken_s > _LOOK_S:
                 self._errand = None
             return None
         self._errand = None
         answer = answer_of(told, self._entry.job().job_id)
         if told.state != "done" or "answer" not in (told.result or {}):
-            _log.info("the %s came to nothing: %s", what, answer.detail)
+            _log.info("the %s came to nothing: %s", errand.what, answer.detail)
             return None
         if answer.state == "lost" and answer.token != sending.token:
             return None
         self._answered_s = time.monotonic()
         if answer.state in ("absent", "waiting"):
-            self._waits_at_s = sent_s
-            if what == "cancel":  # the run folder is closed to it: it will never begin
+            self._waits_at_s = errand.sent_s
+            if errand.what == "cancel":  # the run folder is closed to it: it will never begin
                 return answer.model_copy(update={"state": "failed", "detail": self._entry.cancelled()})
         return answer
 
@@ -200,8 +235,25 @@ class Standing:
             )
         if waited_s > wait_s + _SKEW_S:
             return self._withdraw(sending)
+        self._send_twin(sending, waited_s)
         seen = "It waits for the endpoint or in its queue" if self._section.control else "It waits or runs"
         return replace(self._last, state="pending", detail=f"{seen}: Globus Compute task {sending.task_id}.")
+
+    def _send_twin(self, sending: Sending, waited_s: float) -> None:
+        """Send an attempt that does not begin once more, after `silent_s` and then ever more rarely.
+
+        A user endpoint that dies takes what it had not begun with it, and nobody tells. A submission starts another one; the
+        run folder makes one of all tasks of an attempt.
+        """
+        if self._twin is not None and self._twin.task_id:
+            sending = self._entry.write(sending.model_copy(update={"twins": (*sending.twins, self._twin.task_id)}))
+        if self._twin is not None and (self._twin.task_id or self._twin.error is not None):
+            self._twin = None
+        due_s = self._section.silent_s * 2 ** len(sending.twins)
+        if self._waits_at_s and waited_s > due_s and self._twin is None and self._known.budget.take():
+            request = self._request("train", sending)
+            self._twin = Errand("train")
+            self._twin.start(lambda: self._known.send(request, group=sending.group, use="errand").task_id)
 
     def _is_known_to_wait(self, sending: Sending) -> bool:
         return self._waits_at_s > epoch_s(sending.submitted_utc) + self._section.queue_wait_s + _SKEW_S / 2
@@ -213,7 +265,7 @@ class Standing:
         )
         request = self._request("cancel", sending).model_copy(update={"why": self._entry.cancelled()})
         with suppress(TransientError, ConfigError):
-            self._known.send(request, options=self._section.control)
+            self._known.send(request)
         answer = TaskAnswer(job_id=self._entry.job().job_id, state="failed", detail=self._entry.cancelled())
         return self._entry.end(answer)
 

@@ -95,12 +95,10 @@ class Tasks:
 
     def give_up(self, reason: str) -> None:
         """No task may write later that nobody waits for; without an answer now, the next call sees to it."""
-        attempt = self._attempts.latest()
-        if attempt is None or attempt.state != "sent":
-            return
-        attempt = self._attempts.keep(attempt, giving_up=reason)
         try:
-            self.cancel(attempt)
+            attempt = self._attempts.latest()
+            if attempt is not None and attempt.state == "sent":
+                self.cancel(self._attempts.keep(attempt, giving_up=reason))
         except FilmloopError as exc:
             _log.warning("the tasks of move %s were not cancelled: %s", self._key, exc.message)
 
