@@ -33,7 +33,7 @@ check: .venv/.local  ## is this site ready? what is missing?
 	$(RUN) site check $(FLAGS)
 
 bench: .venv/.bench  ## measure this machine; one JSON line per benchmark
-	@for name in edge stage swap latency soak sources inference train warmstart drift cycle model; do $(RUN) bench $$name --json || exit 1; done
+	@for name in edge stage swap latency soak sources inference train warmstart drift cycle model globus; do $(RUN) bench $$name --json || exit 1; done
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lint: .venv/.dev  ## format check, lint, types
@@ -55,7 +55,7 @@ clean:      ## remove the environment (state in .filmloop stays)
 	@touch $@
 
 .venv/.bench: .venv/.local
-	sh .ci/install "$(PYTHON)" local,bench
+	sh .ci/install "$(PYTHON)" local,bench,globus
 	@touch $@
 
 .venv/.dev: .venv/.local

@@ -15,7 +15,7 @@ import pytest
 from filmloop.config.paths import Home
 from filmloop.testing.slurm import PACKAGES, SlurmRig, missing_programs, slurm_rig
 
-pytest_plugins = ["rigs.globus"]
+pytest_plugins = ["rigs.globus", "rigs.globus_auth"]
 CHECKOUT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FILMLOOP_DATA", CHECKOUT / "../shared/data")).resolve()
 

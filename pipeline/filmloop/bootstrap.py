@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from filmloop.config.loader import find_home, find_site, load_site
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource, SiteConfig
 from filmloop.core.errors import ConfigError, TransientError
+from filmloop.core.nodump import forbid_core_dumps
 from filmloop.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
         if not config.source.loop and frames < config.training.min_frames:
             overrides["training.min_frames"] = frames
         config = load_site(path, overrides=overrides)
+    if "globus" in (config.mover.kind, config.launcher.kind):
+        forbid_core_dumps()  # the secrets are in the environment, which programs that are started here inherit
     return Site(file=path, config=config, home=find_home(config, path))
 
 
@@ -175,6 +179,8 @@ def open_launcher(site: Site) -> Launcher:
 
         return PbsLauncher(section=section)
     if section.kind == "globus":
+        prepare_globus(site)
+        _refuse_empty(site)
         from filmloop.adapters.globus.launcher import GlobusLauncher
 
         return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
@@ -187,12 +193,38 @@ def open_mover(site: Site) -> Mover:
     """What moves files between the edge and the cluster; nothing is asked or moved yet."""
     section, home = site.config.mover, site.home
     if section.kind == "globus":
+        prepare_globus(site)
+        _refuse_empty(site)
         from filmloop.adapters.globus.mover import GlobusMover
 
-        return GlobusMover(section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves)
+        return GlobusMover(
+            section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves, site=site.config.site
+        )
     from filmloop.adapters.local.mover import LocalMover
 
     return LocalMover(edge_root=home.root, cluster_root=home.cluster, journal=home.moves, section=section)
+
+
+def prepare_globus(site: Site) -> None:
+    """From now on what is said about Globus names this site file, in commands that can be copied.
+
+    Raises:
+        ConfigError: the SDKs are not installed.
+    """
+    if importlib.util.find_spec("globus_sdk") is None:
+        raise ConfigError("The Globus SDKs are not installed.", hint="Run `.venv/bin/pip install -e '.[globus]'`.")
+    from filmloop.adapters.globus.identity import remember_site
+
+    remember_site(site.file)
+
+
+def _refuse_empty(site: Site) -> None:
+    if empty := site.config.empty_keys:
+        raise ConfigError(
+            f"{site.file.name} has empty keys: {', '.join(empty)}.",
+            hint="docs/howto/two-facilities.md says where each is from; `filmloop site check` looks at all.",
+            ids={"path": str(site.file)},
+        )
 
 
 def cluster_root(site: Site) -> Path:

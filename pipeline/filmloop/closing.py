@@ -34,6 +34,7 @@ def resumable(parts: CycleParts) -> CycleRow | None:
             if step.name == "train" and step.handle and step.result is None:
                 with suppress(FilmloopError):
                     parts.launcher.cancel(step.handle)
+        _cancel_moves(parts, row.cycle_id)
         message = "Abandoned: it was cut off, and the site's configuration has changed since."
         _log.warning("cycle %s: %s", row.cycle_id, message)
         report = CycleReport(cycle_id=row.cycle_id, outcome="failed", message=message)
@@ -77,9 +78,18 @@ def finish(cycle: Cycle, outcome: Outcome, message: str, chosen: dict[str, Any])
 
 def close_failed(cycle: Cycle, exc: FilmloopError) -> None:
     """Close a cycle that cannot go on; its shards are fresh again."""
+    _cancel_moves(cycle.parts, cycle.id)
     report = CycleReport(cycle_id=cycle.id, outcome="failed", message=exc.message, steps=cycle.seconds())
     report.write(cycle.folder / "summary.json")
     cycle.parts.ledger.finish_cycle(cycle.id, "failed", {**report.as_json(), "error": exc.as_dict()})
+
+
+def _cancel_moves(parts: CycleParts, cycle_id: str) -> None:
+    """Nothing of a cycle that nobody goes on with may write later; a move that has ended stays as it is."""
+    for step in parts.ledger.steps(cycle_id):
+        if step.name in ("move", "fetch") and step.handle and step.result is None:
+            with suppress(FilmloopError):
+                parts.mover.cancel(step.handle)
 
 
 def _overhead_s(seconds: dict[str, float], train_s: float) -> float:

@@ -24,7 +24,7 @@ from filmloop.bundle import load_evaluation, verify_bundle
 from filmloop.closing import close_failed, finish, resumable
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport, FileDigest, Outcome, Verdict, WeightsRef
-from filmloop.core.errors import DataError, FilmloopError, TransientError
+from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, atomic_write_json
 from filmloop.core.log import log_context
 from filmloop.core.retry import wait_until
@@ -39,7 +39,7 @@ from filmloop.promotion.gate import judge
 from filmloop.promotion.publish import promote, set_challenger, settle
 from filmloop.promotion.report import describe
 from filmloop.selection import frames_of, is_fresh, newest, usable_shards
-from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_ref, weights_folder
+from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.verify import verify_shard
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
@@ -59,8 +59,9 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
     `again`: shards count as fresh although they were trained on.
 
     Raises:
-        FilmloopError: a step failed. After a retryable error the cycle stays open and the next call goes on with it;
-            after any other, or the tenth at the same step, it is closed as failed and the next call begins anew.
+        FilmloopError: a step failed. After a retryable error, or one that a login mends, the cycle stays open and the
+            next call goes on with it; after any other, or the tenth at the same step, it is closed as failed and the
+            next call begins anew.
     """
     settle(parts.registry, parts.ledger)
     cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
@@ -69,7 +70,8 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             return _steps(cycle, again)
         except FilmloopError as exc:
             exc.ids.setdefault("cycle_id", cycle.id)
-            if not exc.retryable or cycle.attempts() >= _MAX_ATTEMPTS:
+            goes_on = exc.retryable or isinstance(exc, AuthError)
+            if not goes_on or cycle.attempts() >= _MAX_ATTEMPTS:
                 close_failed(cycle, exc)
             raise
         except Exception as exc:
@@ -218,14 +220,30 @@ def _train(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, 
         code_commit=parts.code_commit,
     )
     job.write(cycle.folder / "job.json")
-    files = launch(
-        parts.launcher,
-        job,
-        poll_s=parts.poll_s,
-        keep_handle=lambda handle: cycle.keep_handle("train", handle),
-        tell=lambda text: cycle.tell("train", text),
-    )
+    try:
+        files = launch(
+            parts.launcher,
+            job,
+            poll_s=parts.poll_s,
+            keep_handle=lambda handle: cycle.keep_handle("train", handle),
+            tell=lambda text: cycle.tell("train", text),
+        )
+    except DataError:
+        _discard_shipped(cycle, chosen, recalled)
+        raise
     return {"files": [file.as_json() for file in files]}
+
+
+def _discard_shipped(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> None:
+    """The trainer hashes all it reads and found something damaged: the next cycle sends everything anew."""
+    parts = cycle.parts
+    try:
+        shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
+        paths = [path for shard in shards for path in shard_paths(parts.home, shard)]
+        paths += [weights_folder(parts.registry.model, v) for v in sorted({chosen["champion"], recalled.base} - {""})]
+        parts.mover.discard(paths, key=f"{cycle.id}-damaged")
+    except FilmloopError as exc:
+        _log.warning("what the cluster holds of cycle %s was not discarded: %s", cycle.id, exc.message)
 
 
 def _weights(cycle: Cycle, version: str) -> WeightsRef | None:

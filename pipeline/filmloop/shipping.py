@@ -89,14 +89,14 @@ def move(
 ) -> dict[str, int]:
     """Submit and poll until all files have arrived; a move that failed for a passing reason is submitted again.
 
-    Keys are derived from `key`, so that a caller which was killed finds its own moves again.
+    All attempts are one move to the mover: what one has brought is not sent again by the next.
 
     Raises:
         DataError: a file is not what it should be.
         TransientError: the deadline passed, or three attempts failed for a passing reason; the next call goes on.
     """
-    for attempt in range(1, _MOVE_ATTEMPTS + 1):
-        handle = mover.submit(direction, items, key=f"{key}-{attempt}")
+    for _ in range(_MOVE_ATTEMPTS):
+        handle = mover.submit(direction, items, key=key)
         keep_handle(handle)
 
         def ended(handle: str = handle) -> MoveStatus | None:

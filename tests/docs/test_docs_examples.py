@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from filmloop_models import catalog
 
 CHECKOUT = Path(__file__).parents[2]
 SYSTEMD = CHECKOUT / "site_configs/systemd"
+ENDPOINT_UNIT = SYSTEMD / "filmloop-endpoint.service"
 CHANGE_NOTHING = ("status", "history", "site check", "shards list", "shards verify", "models history", "--version")
 
 
@@ -124,11 +126,19 @@ def test_every_command_of_a_unit_or_the_crontab_exists(path: Path) -> None:
     found = re.findall(
         r"/\.venv/bin/filmloop ((?:[a-z]+ ?)+)((?:--\S+ ?(?:/\S+)? ?)*)", path.read_text(encoding="utf-8")
     )
-    assert found or path.suffix == ".timer"
+    assert found or path.suffix == ".timer" or path == ENDPOINT_UNIT
     for words, options in found:
         params = commands()[words.strip()].params
         known = {option for param in params for option in param.opts}
         assert {word for word in options.split() if word.startswith("--")} <= known, path.name
+
+
+def test_the_endpoints_unit_calls_the_endpoint_package_as_it_is() -> None:
+    from globus_compute_endpoint.cli import app
+
+    (name, folder) = re.findall(r"/globus-compute-endpoint (\S+) (\S+)$", ENDPOINT_UNIT.read_text(), re.MULTILINE)[0]
+    assert name in app.list_commands(click.Context(app))
+    assert f"~/.globus_compute/{folder}" in (CHECKOUT / "site_configs/endpoints/user_environment.yaml").read_text()
 
 
 def test_the_units_pass_systemd_analyze(tmp_path: Path) -> None:
@@ -142,9 +152,13 @@ def test_the_units_pass_systemd_analyze(tmp_path: Path) -> None:
     units = []
     for unit in unit_files():
         text = unit.read_text(encoding="utf-8").replace("/opt/filmloop/.venv/bin/filmloop", str(binary))
+        text = text.replace("%h/filmloop/.venv/bin/globus-compute-endpoint", str(binary))
         units.append(tmp_path / unit.name)
         units[-1].write_text(text, encoding="utf-8")
-    assert len(units) == 6
+    for name in ("filmloop-retrain.service.d", "filmloop-drift.service.d"):
+        (tmp_path / name).mkdir()
+        shutil.copy(SYSTEMD / "globus.conf", tmp_path / name)
+    assert len(units) == 7
     done = subprocess.run(
         [tool, "verify", *map(str, units)], capture_output=True, text=True, timeout=60, check=False,
         env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},

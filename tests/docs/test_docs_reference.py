@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from filmloop.adapters.globus.login import TokenFacts, Who
 from filmloop.cli import reference
 from filmloop.config.loader import load_site
 from filmloop.config.schema import SiteConfig
@@ -96,6 +98,18 @@ def test_the_page_names_every_outcome_that_retrain_can_print() -> None:
 
 def test_the_keys_of_demo_are_those_of_its_report() -> None:
     assert keys("filmloop demo --json") == set(DemoReport.model_fields)
+
+
+def test_the_keys_of_a_site_check_are_those_it_prints(tmp_path: Path, filmloop: Any) -> None:
+    said = filmloop(tmp_path / "home").json("site", "check")
+    assert keys("filmloop site check --json") == set(said)
+    assert set(said["items"][0]) == {"item", "state", "detail", "hint"}
+
+
+def test_the_keys_of_whoami_are_those_it_knows() -> None:
+    assert keys("filmloop whoami --json") == {field.name for field in fields(Who)}
+    page = JSON_PAGE.read_text(encoding="utf-8")
+    assert all(f"`{field.name}`" in page for field in fields(TokenFacts))
 
 
 def test_the_keys_of_status_are_those_it_prints(tmp_path: Path, filmloop: Any) -> None:

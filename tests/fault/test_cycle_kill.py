@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,14 @@ from typing import Any
 import pytest
 
 from filmloop.config.paths import Home
-from filmloop.core.documents import TrainResult
-from filmloop.ledger import Ledger
 from filmloop.testing.mlflow_server import shared_server
+from rigs.kills import MOMENTS, POINTS, cycle_state, kill_at
 
 # 600 frames and ten steps: this is about the journal, not about learning. One rank: the weights are reproducible.
 SETS = (
     "source.rate_hz=0", "training.min_frames=500", "training.hyper.warmup_steps=1", "launcher.processes=1",
     "gate.min_frames=10", "gate.min_gain=0", "model.hyper.features=8", "staging.frames_per_shard=300", "zoo.alike=3",
 )  # fmt: skip
-FULL = ("begun", "handled", "undone", "done")  # steps that call something remote and get a handle
-PLAIN = ("begun", "undone", "done")
-MOMENTS = {
-    "seal": PLAIN, "select": PLAIN, "recall": PLAIN, "move": FULL, "train": FULL, "fetch": FULL, "judge": PLAIN, "register": PLAIN,
-    "alias": ("begun", "undone"), "promote": PLAIN, "live": PLAIN, "cycle": ("undone",),
-}  # fmt: skip
-POINTS = [f"{step}:{moment}" for step, moments in MOMENTS.items() for moment in moments]
 RETURN_POINTS = [
     f"{step}:{moment}" for step in ("recall", "alias", "promote", "live", "cycle") for moment in MOMENTS[step]
 ]
@@ -66,33 +56,12 @@ class Site:
 
     def kill_at(self, point: str) -> int:
         sets = ("--set", "training.hyper.max_steps=10", "--set", "training.warm_start=true")
-        argv = self.command.argv("retrain", "--no-edge", "--json", *sets)
-        argv[1:3] = ["-m", "filmloop.testing.kill_at", point, "--"]
-        done = subprocess.run(
-            argv, env=self.command.env(), capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode in (-signal.SIGKILL, 0), done.stdout + done.stderr
-        return done.returncode
+        return kill_at(point, self.command.argv("retrain", "--no-edge", "--json", *sets), self.command.env())
 
     def state(self) -> dict[str, Any]:
         """All that must not depend on how often the cycle was killed."""
-        with Ledger(self.home.ledger) as ledger:
-            cycles, model = ledger.history(), self.model
-            moves = [(m.alias, m.from_version, m.to_version) for m in ledger.moves(model)]
-            shards, pending = ledger.shard_states(), ledger.pending_moves()
-        folder = self.home.cycles / cycles[0].cycle_id
-        trained = (folder / "bundle").exists()  # a version that came back was not
-        result = TrainResult.read(folder / "bundle" / "result.json") if trained else None
-        versions = self.command.json("models", "list")["versions"]
         return {
-            "outcomes": [row.outcome for row in cycles],
-            "moves": moves,
-            "pending": pending,
-            "shards": shards,
-            "weights": result and result.weights_sha256,
-            "steps": result and result.steps,
-            "folder": sorted(path.name for path in folder.iterdir()),
-            "versions": [(v["version"], sorted(v["aliases"])) for v in versions],
+            **cycle_state(self.home, self.model, self.command.json("models", "list")["versions"]),
             "left on the cluster": sorted(path.name for path in (self.home.cluster / "runs").glob("*")),
         }
 

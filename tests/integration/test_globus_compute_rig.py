@@ -20,6 +20,7 @@ from globus_sdk import GlobusAPIError
 
 from filmloop.core.retry import wait_until
 from filmloop.testing import processes
+from filmloop.testing.globus.hosted import hosted
 from rigs import broker as brokers
 from rigs import endpoint as endpoints
 from rigs.endpoint import ENGINES
@@ -46,35 +47,39 @@ print(there.task_group_id, flush=True)
 time.sleep(600)
 """
 OWNER = """
-import os, time
+import os, sys, time
+from pathlib import Path
+from filmloop.core.retry import wait_until
+from filmloop.testing.globus.hosted import hosted
 from rigs.broker import broker
 from rigs.endpoint import ENGINES, endpoint
-from filmloop.testing.globus.hosted import hosted
-with broker() as rabbit, hosted(amqp=rabbit.url) as services, endpoint(services) as cluster:
+with broker() as rabbit, hosted(Path(sys.argv[1]), amqp=rabbit.url) as services, endpoint(services) as cluster:
     os.environ.update(cluster.environ)
     from globus_compute_sdk import Client
     client = Client()
     batch = client.create_batch(user_endpoint_config=ENGINES["processes"])
     batch.add(client.register_function(time.sleep), args=(600,))
     client.batch_run(cluster.id, batch)
-    while not cluster.workers():
-        time.sleep(0.1)
-    print(rabbit.folder, cluster.folder, services.state, flush=True)
+    wait_until(lambda: cluster.workers() or None, deadline_s=30, what="a worker")
+    print(rabbit.folder, cluster.folder, flush=True)
     time.sleep(600)
 """
 
 
 @contextmanager
 def executor(compute: Compute, engine: str = "threads") -> Iterator[Executor]:
-    """One that does not throttle, and sends functions by value."""
-    with Executor(
+    """One that does not throttle, sends functions by value, and does not wait at its end for results that never come."""
+    made = Executor(
         endpoint_id=compute.endpoint.id,
         user_endpoint_config=ENGINES[engine],
         api_burst_limit=8,
         api_burst_window_s=1,
         serializer=ComputeSerializer(strategy_code=AllCodeStrategies()),
-    ) as made:
+    )
+    try:
         yield made
+    finally:
+        made.shutdown(wait=False, cancel_futures=True)
 
 
 def where() -> dict[str, str]:
@@ -128,11 +133,9 @@ def test_a_result_above_the_limit_is_refused(compute: Compute) -> None:
 
 
 def test_arguments_above_the_limit_are_refused(compute: Compute) -> None:
-    there = Executor(compute.endpoint.id, user_endpoint_config=ENGINES["threads"])
-    with pytest.raises(GlobusAPIError) as refused:
+    with executor(compute) as there, pytest.raises(GlobusAPIError) as refused:
         there.submit(len, "x" * 11_000_000).result(timeout=60)
     assert refused.value.http_status == 413
-    there.shutdown(wait=False, cancel_futures=True)
 
 
 @pytest.mark.slow
@@ -157,7 +160,7 @@ def test_a_killed_worker_is_a_failed_task_and_the_next_one_runs(compute: Compute
 
 def test_a_new_client_finds_the_result_that_a_killed_one_waited_for(compute: Compute) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", CLIENT, compute.endpoint.id], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLIENT, compute.endpoint.id], env=environ(), stdout=subprocess.PIPE, text=True
     ) as client:
         assert client.stdout is not None
         group = client.stdout.readline().strip()
@@ -201,7 +204,7 @@ def test_options_that_the_endpoint_refuses_are_refused_with_its_words(compute: C
     assert "is not one of" in refusal(compute, {"engine": "abacus"}).text
     assert "'walltime' is a required property" in refusal(compute, {"engine": "slurm"}).text
     no_interface = refusal(compute, ENGINES["pool"] | {"interface": "ib9"})
-    assert (no_interface.http_status, no_interface.code) == (422, "ENDPOINT_START_FAILED")
+    assert (no_interface.http_status, no_interface.code) == (422, "SEMANTICALLY_INVALID")
 
 
 def refusal(compute: Compute, options: dict[str, object]) -> GlobusAPIError:
@@ -235,14 +238,30 @@ def test_a_result_outlives_the_death_of_the_broker(compute: Compute) -> None:
     assert done == "rested"
 
 
+def test_the_services_remember_what_they_held_before_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_ID", endpoints.CLIENT_ID)
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", endpoints.SECRET)
+    known = ""
+    for life in ("first", "second"):
+        with hosted(tmp_path / "state") as services:
+            for name, value in services.environ.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("HOME", str(tmp_path / life))
+            known = known or Client().register_function(where)
+            assert Client().get_function(known)["function_name"] == "where", life
+
+
 @pytest.mark.slow
-def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute) -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute, tmp_path: Path) -> None:
+    services = tmp_path / "services"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(services)], env=environ(), stdout=subprocess.PIPE, text=True
+    ) as owner:
         assert owner.stdout is not None
-        rabbit, cluster, services = (Path(word) for word in owner.stdout.readline().split())
+        rabbit, cluster = (Path(word) for word in owner.stdout.readline().split())
         alive = related(rabbit, cluster, services)
-        assert len(alive) >= 6, "broker, its name server, services, core endpoint, user endpoint, worker"
         owner.send_signal(signal.SIGKILL)
+    assert len(alive) >= 6, "broker, its name server, services, core endpoint, user endpoint, worker"
     processes.sweep(brokers.PREFIX, brokers.kill_all)
     processes.sweep(endpoints.PREFIX, endpoints.kill_all)
     wait_until(lambda: not related(rabbit, cluster, services) or None, deadline_s=10, what="the end of all of it")
@@ -251,9 +270,14 @@ def test_nothing_is_left_of_a_rig_whose_owner_was_killed(compute: Compute) -> No
     assert compute.endpoint.online(), "ours goes on"
 
 
+def environ() -> dict[str, str]:
+    """For a process of its own that imports the rigs as this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def related(*folders: Path) -> list[str]:
     """Command lines of processes that work in these folders, or have them in their environment or their own words."""
-    names = [folder.name for folder in folders]
+    names = [re.escape(str(folder)) for folder in folders]
     found = [processes.words(pid) for folder in folders for pid in processes.below(folder)]
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.batch.check import Check, check_batch
+from filmloop.adapters.batch.check import check_batch
 from filmloop.adapters.slurm.dialect import SlurmDialect
 from filmloop.config.schema import SlurmLauncher as Section
+from filmloop.core.finding import Finding
 from filmloop.core.retry import wait_until
 from filmloop.testing import processes
 from filmloop.testing.slurm import PREFIX, SlurmRig, kill_all
@@ -30,7 +31,7 @@ with slurm_rig() as rig:
 """
 
 
-def asked(tmp_path: Path, **keys: Any) -> Check:
+def asked(tmp_path: Path, **keys: Any) -> Finding:
     section = Section(python="/bin/true", **keys)  # importing torch five times is not what is tested
     checks = check_batch(SlurmDialect(section), section, runs=tmp_path / "runs", deadline_s=600.0)
     return next(check for check in checks if check.item == "job queue")
@@ -41,7 +42,7 @@ def test_slurm_judges_the_batch_script_of_a_site_without_a_submission(tmp_path: 
     assert (good.hint, "to start at" in good.detail) == ("", True), good.detail
     for bad in ({"partition": "nowhere"}, {"constraint": "v100"}, {"nodes": 3}, {"gpus_per_node": 5}):
         refused = asked(tmp_path, **bad)
-        assert (refused.fatal, "sbatch" in refused.detail, "[launcher]" in refused.hint) == (True, True, True), bad
+        assert (refused.state, "sbatch" in refused.detail, "[launcher]" in refused.hint) == ("fail", True, True), bad
     assert slurm.run("squeue", "--noheader", "--states=all", "--format=%j").split().count("fl-check") == 0
 
 

@@ -78,6 +78,7 @@ class Endpoint:
             "GLOBUS_SDK_HTTP_TIMEOUT": "60",
         }
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._hurt = False
         (self._conf / "config.yaml").write_text(_CONFIG)
         for name in ("user_config_template.yaml.j2", "user_config_schema.json"):
             shutil.copy(FILES / name, self._conf / name)
@@ -112,17 +113,19 @@ class Endpoint:
 
     def kill(self) -> None:
         """SIGKILL the core endpoint alone; its user endpoints notice that within a second or two."""
+        self._hurt = True
         if self._daemon:
             self._daemon.kill()
             self._daemon.wait()
             self._daemon = None
 
-    def restore(self) -> None:
-        """See to it that it runs and nothing of an earlier one is left."""
-        if self._daemon is None or self._daemon.poll() is not None or not self.online():
+    def restore(self, afresh: bool = False) -> None:
+        """See to it that it runs, and that nothing is left of what was killed; `afresh`: of nothing that ran before."""
+        if afresh or self._hurt or self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
             kill_all(self.folder)
             self.start()
+            self._hurt = False
 
     def close(self) -> None:
         """End everything of the rig and remove its folder."""
@@ -135,8 +138,8 @@ class Endpoint:
         return self.id in self._hosted.ask("GET", "compute")["online"]
 
     def user_endpoints(self) -> list[int]:
-        """Process ids of the user endpoints."""
-        return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
+        """Process ids of the user endpoints. Workers that they forked have the same title, but lead no session."""
+        return [pid for pid in self._titled() if _leads(pid)]
 
     def workers(self) -> list[int]:
         """Process ids of all that is below the user endpoints: what starts workers, workers, what tasks started."""
@@ -144,8 +147,13 @@ class Endpoint:
         return [pid for pid in self.processes() if pid not in own]
 
     def kill_user_endpoints(self) -> None:
-        """SIGKILL them; their workers are left alone."""
-        for pid in self.user_endpoints():
+        """SIGKILL them and the workers that they forked; a pool of workers and what tasks started are left alone.
+
+        A forked worker that outlived them would keep their connection to the broker open, and with it their queue, until
+        the broker misses its heartbeats after a minute or two.
+        """
+        self._hurt = True
+        for pid in self._titled():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -157,6 +165,9 @@ class Endpoint:
         """What all of it wrote."""
         paths = [self.folder / "core.log", *sorted((self.folder / "compute").rglob("*.log"))]
         return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in paths if path.exists())
+
+    def _titled(self) -> list[int]:
+        return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
 
     def _online(self) -> bool | None:
         if self._daemon is not None and self._daemon.poll() is not None:
@@ -198,6 +209,13 @@ def endpoint(hosted: Hosted, *, environ: Mapping[str, str] | None = None) -> Ite
             yield made
         finally:
             made.close()
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _processes(folder: Path) -> set[int]:

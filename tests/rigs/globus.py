@@ -63,6 +63,8 @@ def slurm_compute(
 ) -> Iterator[Compute]:
     """The same with an endpoint whose queue is a real Slurm of two nodes."""
     yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_slurm_endpoint), monkeypatch)
+    # Slurm is cleared now, and a worker pool whose job is taken away would lose the next test's tasks.
+    _slurm_endpoint.restore(afresh=True)
 
 
 def _whole(rig: Compute, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compute]:

@@ -43,6 +43,7 @@ COMMANDS = {
     "model": {"model", "steps", "steps_mixer", "frames", "hits_50", "hits_650"},
     "inference": {"model", "frames_per_s", "relative_rms", "to_onnxruntime", "to_torch_eager"},
     "train": {"speedup_2", "frames_per_s", "epoch_s", "loader_idle_share", "loader", "step_ms", "together_ms"},
+    "globus": {"files", "mover", "one_task_per_file", "ratios", "api_s", "emulated"},
     "warmstart": {
         "steps_ratio",
         "steps_ratio_low",
@@ -111,6 +112,13 @@ def test_the_edge_benchmark_loses_nothing(tmp_path):
 def test_the_staging_benchmark_compares_writers_of_the_same_arrays(tmp_path):
     value = quick_command("stage", tmp_path, "--folder", str(tmp_path))
     assert value["bytes_per_frame"]["filmloop"] == pytest.approx(value["bytes_per_frame"]["zarr_python"], rel=0.01)
+
+
+def test_the_globus_benchmark_counts_what_a_cycle_asks_for(tmp_path):
+    value = quick_command("globus", tmp_path, "--folder", str(tmp_path))
+    assert value["one_task_per_file"]["tasks"] == value["files"]
+    assert value["mover"]["tasks"] == 2
+    assert set(value["ratios"]) == {"requests", "post_bytes", "tasks"}
 
 
 @pytest.mark.slow
@@ -235,8 +243,9 @@ def test_the_gpu_benchmark_counts_operations_and_bytes_as_published():
 @pytest.mark.usefixtures("benchmark_folder")
 def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weights(monkeypatch):
     """On the CPU, in float32, with a stand-in for the device calls: everything but the speed."""
-    import gpu
     import torch
+
+    import gpu
 
     class Engine:
         device, dtype = torch.device("cpu"), torch.float32
@@ -249,12 +258,12 @@ def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weig
     monkeypatch.setattr(gpu, "CudaRuntime", partial(gpu.CudaRuntime, engine=Engine()))
     monkeypatch.setattr(gpu, "BATCH", {"mixer": 64})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
-    value = gpu.measure("mixer", seconds=0.02)
+    value = gpu.measure("mixer", seconds=0.02, tuned=False)
     assert value["ok"]
     assert value["swap_ok"]
     assert value["relative_rms"] < 1e-5
     monkeypatch.setattr(gpu.CudaRuntime.func, "put_weights", lambda self, module, version: None)
-    assert not gpu.measure("mixer", seconds=0.02)["swap_ok"]
+    assert not gpu.measure("mixer", seconds=0.02, tuned=False)["swap_ok"]
 
 
 def test_bare_inference_rates_name_every_runtime_beside_its_peers():

@@ -16,7 +16,7 @@ from filmloop.bundle import file_digests
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
-from filmloop.core.errors import DataError, TrainingError, TransientError
+from filmloop.core.errors import AuthError, DataError, TrainingError, TransientError
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
 from filmloop.ledger import DAMAGED, TRAINED, Ledger
@@ -28,7 +28,7 @@ from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.shards import example_block, write_shard
 
 FRAME_SHAPE = (4, 8)
-Act = Literal["win", "lose", "tie", "fail", "lose_job", "hang_up"]
+Act = Literal["win", "lose", "tie", "fail", "find_damage", "lose_job", "hang_up", "lock_out"]
 
 
 @dataclass
@@ -45,6 +45,8 @@ class ScriptedTrainer:
         self.submitted.append(act)
         if act == "hang_up":
             raise TransientError("The service is away.")
+        if act == "lock_out":
+            raise AuthError("The login has ended.")
         for ref in job.fresh + job.replay:
             assert Path(ref.manifest_path).is_file(), "the job names shards where they lie on the cluster"
         if act in ("win", "lose", "tie"):
@@ -64,6 +66,8 @@ class ScriptedTrainer:
             return LaunchStatus(state="lost", detail="the node went away")
         if act == "fail":
             return LaunchStatus(state="failed", exit_code=6, detail="loss is nan", log_tail="step 12 loss nan")
+        if act == "find_damage":
+            return LaunchStatus(state="failed", exit_code=5, error="DataError", detail="counts has another SHA-256")
         bundle = Path(folder) / "bundle"
         files = (*file_digests(bundle), FileDigest.of(bundle / "result.json", bundle))
         return LaunchStatus(state="succeeded", exit_code=0, bundle_files=files)
@@ -240,6 +244,14 @@ def test_a_transient_error_leaves_the_cycle_open_and_the_next_call_goes_on_with_
     assert len(world.registry.versions()) == 1
 
 
+def test_a_login_that_is_missing_leaves_the_cycle_open_and_it_goes_on_after_it(world: World) -> None:
+    world.stage()
+    with pytest.raises(AuthError) as caught:
+        world.cycle("lock_out")
+    assert world.cycle("win").cycle_id == caught.value.ids["cycle_id"]
+    assert world.champion() == "1"
+
+
 def test_a_cut_off_cycle_is_abandoned_when_the_site_has_changed(world: World) -> None:
     world.stage()
     with pytest.raises(TransientError):
@@ -379,6 +391,17 @@ def test_a_damaged_shard_is_set_aside_once_and_the_cycle_goes_on_without_it(worl
     world.cycle("win", again=True)
     chosen = {ref.shard_id for ref in world.trainer.jobs[-1].fresh + world.trainer.jobs[-1].replay}
     assert "test/run000001/00000001" not in chosen
+
+
+def test_what_the_trainer_found_damaged_is_sent_anew_by_the_next_cycle(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    with pytest.raises(DataError, match="SHA-256"):
+        world.cycle("find_damage")
+    assert [path for path in world.home.cluster.rglob("*") if path.is_file() and "runs" not in path.parts] == []
+    assert world.cycle("win").outcome == "promoted"
+    assert len(world.trainer.jobs[-1].fresh) == 2
 
 
 def test_a_bundle_of_another_job_is_refused(world: World) -> None:

@@ -5,7 +5,7 @@ Peers in the same run, before and after it:
 - `bare`: the same runtime on the same frames with the whole machine to itself, keys only, as the edge asks for them;
   `bare_dense` with all rates delivered.
 - `yardstick`: the least program that stages frames on this machine (`filmloop.bench.yardstick`), and the same without
-  staging: bare OpenVINO on the network as it was exported.
+  staging: bare OpenVINO on the network as it was exported. Left out where there is no OpenVINO.
 - bare ONNX Runtime in float32, and PyTorch as one would write it.
 
 Shape suffixes: N frames, C channels, E energy bins.
@@ -13,6 +13,7 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections import defaultdict
@@ -27,7 +28,7 @@ from filmloop.bench.running import RunningEdge, bench_site, pool_NCE
 from filmloop.bench.yardstick import yardstick
 from filmloop.bundle import ONNX
 from filmloop.core.documents import Accounting
-from filmloop.edge.runtimes.make import make_runtime
+from filmloop.edge.runtimes.make import batch_of, make_runtime
 from filmloop.edge.runtimes.measure import frames_per_s
 from filmloop.edge.runtimes.torch_cpu import cores, use_threads
 from filmloop.staging.catalog import sealed_shards
@@ -37,19 +38,20 @@ from filmloop.training.load import load_module
 _FRAME_SHAPE = (16, 128)
 
 
-def measure(seconds: float, folder: Path, *, runtime: str = "auto") -> dict[str, Any]:
+def measure(seconds: float, folder: Path, *, runtime: str = "auto", ring_mb: float = 128.0) -> dict[str, Any]:
     """Run the edge for `seconds`, its peers a sixth of that each before and after.
 
     Args:
         seconds: How long frames are counted.
         folder: Where to write, some 100 MB a second; a disk, not a tmpfs.
         runtime: A value of `edge.runtime`.
+        ring_mb: The value of `edge.ring_mb`.
 
     Returns:
         `frames_in`, `frames_out` (in sealed shards), `lost`; `rate_hz` of frames taken into shards, `bare_rate_hz` and
         `ratio`, the other peers and ratios to them; CPU cores of each stage.
     """
-    site = bench_site(folder, rate_hz=0.0, edge={"runtime": runtime})
+    site = bench_site(folder, rate_hz=0.0, edge={"runtime": runtime, "ring_mb": ring_mb})
     counts_NCE = pool_NCE()
     np.save(folder / "pool.npy", counts_NCE)
     edge = RunningEdge(site, folder)
@@ -109,14 +111,16 @@ def _peers(
 ) -> None:
     """One round of all peers."""
     each_s = seconds / 3
-    rates["yardstick"].append(yardstick(bundle / ONNX, pool, seconds, staged=True))
-    rates["yardstick_bare"].append(yardstick(bundle / ONNX, pool, each_s, staged=False))
+    if importlib.util.find_spec("openvino") is not None:
+        rates["yardstick"].append(yardstick(bundle / ONNX, pool, seconds, staged=True))
+        rates["yardstick_bare"].append(yardstick(bundle / ONNX, pool, each_s, staged=False))
     for name, runtime, dense in (
         ("bare", chosen, False),
         ("bare_dense", chosen, True),
         ("onnxruntime", "onnxruntime", True),
     ):
-        made = make_runtime(runtime, bundle, version="1", frame_shape=_FRAME_SHAPE, batch_frames=256)
+        batch_frames = batch_of(runtime, 0)
+        made = make_runtime(runtime, bundle, version="1", frame_shape=_FRAME_SHAPE, batch_frames=batch_frames)
         try:
             frames_per_s(made, counts_NCE, each_s / 4, dense=dense)
             rates[name].append(frames_per_s(made, counts_NCE, each_s, dense=dense))

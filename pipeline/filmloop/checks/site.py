@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from filmloop.bootstrap import Site, open_launcher
 from filmloop.checks import local, registry, source, this_machine
+from filmloop.checks.globus import check_globus
 from filmloop.core.errors import FilmloopError
 from filmloop.core.finding import Finding
 
 Look = Callable[[Site], Finding]
 
 
-def check_site(site: Site) -> Iterator[Finding]:
-    """Yield the findings one by one. A generator that is closed early cleans up what it has begun."""
+def check_site(site: Site, *, job: bool = False) -> Generator[Finding, None, None]:
+    """Yield the findings one by one. A generator that is closed early cleans up what it has begun.
+
+    Args:
+        site: The site.
+        job: Send a short function through the cluster's queue, where the launcher is Globus'.
+    """
     yield Finding(item="site file", state="ok", detail=f"{site.file}: site {site.config.site!r}")
     yield from _each(
         site,
@@ -23,11 +29,15 @@ def check_site(site: Site) -> Iterator[Finding]:
         ("model", this_machine.model),
         ("source", source.source),
     )
-    yield from _each(site, ("mover", local.mover))
-    if site.config.launcher.kind == "local":
+    mover, launcher = site.config.mover.kind, site.config.launcher.kind
+    if mover == "local":
+        yield from _each(site, ("mover", local.mover))
+    if launcher == "local":
         yield from _each(site, ("launcher", local.launcher))
-    else:
+    elif launcher != "globus":
         yield from _batch(site)
+    if "globus" in (mover, launcher):
+        yield from _globus(site, job)
     yield from _each(site, ("registry", registry.registry))
 
 
@@ -37,6 +47,13 @@ def _each(site: Site, *looks: tuple[str, Look]) -> Iterator[Finding]:
             yield look(site)
         except FilmloopError as exc:
             yield Finding(item=item, state="fail", detail=exc.message, hint=exc.hint)
+
+
+def _globus(site: Site, job: bool) -> Iterator[Finding]:
+    try:
+        yield from check_globus(site, job=job)
+    except FilmloopError as exc:
+        yield Finding(item="Globus", state="fail", detail=exc.message, hint=exc.hint)
 
 
 def _batch(site: Site) -> Iterator[Finding]:

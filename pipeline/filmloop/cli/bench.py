@@ -31,6 +31,7 @@ Seconds = Annotated[float, typer.Option(help="How long to measure.", min=0.1)]
 def edge(
     seconds: Seconds = 60.0,
     runtime: Annotated[str, typer.Option(help="A value of edge.runtime.")] = "auto",
+    ring_mb: Annotated[float, typer.Option(help="The value of edge.ring_mb.", min=1.0)] = 128.0,
     folder: Folder = None,
     quick: Quick = False,
     json: AsJson = False,
@@ -38,7 +39,10 @@ def edge(
     """Source, inference and staging at full speed; nothing may be lost."""
     from filmloop.bench import edge as bench
 
-    _report("edge", lambda where: bench.measure(3.0 if quick else seconds, where, runtime=runtime), folder, quick, json)
+    def measure(where: Path) -> dict[str, Any]:
+        return bench.measure(3.0 if quick else seconds, where, runtime=runtime, ring_mb=ring_mb)
+
+    _report("edge", measure, folder, quick, json)
 
 
 @app.command()
@@ -196,6 +200,25 @@ def model(
 
     size, test_frames = ((2, 500), 24) if quick else ((steps, frames), 1000)
     _report("model", lambda where: bench.measure(name, *size, where, test_frames=test_frames), None, quick, json)
+
+
+@app.command()
+def globus(
+    shards: Annotated[int, typer.Option(help="New shards of a cycle.", min=1)] = 12,
+    cycles: Annotated[int, typer.Option(help="Their mean counts.", min=1)] = 3,
+    poll_s: Annotated[float, typer.Option(help="How often a task is looked at.", min=0.01)] = 0.5,
+    folder: Folder = None,
+    quick: Quick = False,
+    json: AsJson = False,
+) -> None:
+    """Requests, bytes and tasks of a cycle at Globus Transfer, emulated, beside one task for each file."""
+    from filmloop.bench import globus as bench
+
+    def measure(where: Path) -> dict[str, Any]:
+        size = (1, 1, 0.05) if quick else (shards, cycles, poll_s)
+        return bench.measure(where, shards=size[0], cycles=size[1], poll_s=size[2])
+
+    _report("globus", measure, folder, quick, json, packages=bench.PACKAGES)
 
 
 @contextmanager

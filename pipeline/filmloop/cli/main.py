@@ -11,6 +11,7 @@ from rich.markup import escape
 
 import filmloop
 from filmloop.cli import (
+    auth,
     bench,
     demo,
     drift,
@@ -40,6 +41,9 @@ app.command("history")(status.history)
 app.command("evaluate")(evaluate.evaluate)
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
+app.command("login")(auth.login)
+app.command("logout")(auth.logout)
+app.command("whoami")(auth.whoami)
 app.add_typer(edge.app, name="edge")
 app.add_typer(drift.app, name="drift")
 app.add_typer(bench.app, name="bench")

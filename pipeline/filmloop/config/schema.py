@@ -59,7 +59,13 @@ class EdgeSection(Section):
     latency_budget_ms: float = Field(
         20.0, gt=0, description="from arrival to result: frames wait at most half of it for others to be inferred with"
     )
-    batch_frames: int = Field(256, ge=1, description="frames that are inferred together, at most")
+    batch_frames: int = Field(
+        0, ge=0, description="frames that are inferred together, at most; 0: what suits, 256 on a CPU and 4096 on a GPU"
+    )
+    tune: bool = Field(
+        False, description="on a GPU, compile the network: three times as fast for one of convolutions, for half a minute "
+        "when it first loads; needs a C compiler"
+    )  # fmt: skip
     isolation: Literal["processes", "threads"] = Field(
         "processes", description="what source, inference and staging run in; a stage in a process of its own can be "
         "restarted, threads share one interpreter"
@@ -93,6 +99,12 @@ class StagingSection(Section):
     )
     frames_per_shard: int = Field(131072, ge=1, description="a shard with this many frames is sealed")
     frames_per_chunk: int = Field(1024, ge=1, description="frames that are compressed together: the unit of a read")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="threads that compress; 0: one for every two cores that this process may use, 8 at most",
+    )
     seal_after_s: float = Field(15.0, gt=0, description="an open shard is sealed after this time, full or not")
     keep_every: int = Field(
         1, ge=1, description="stage one of so many frames, picked by a hash of the pulse id; 1: all"
@@ -284,6 +296,19 @@ class SiteConfig(Section):
                 "the queue would end the job first"
             )
         return self
+
+    @property
+    def empty_keys(self) -> tuple[str, ...]:
+        """What nobody has filled in yet and a site that works through Globus cannot do without; () for all others."""
+        if "globus" not in (self.mover.kind, self.launcher.kind):
+            return ()
+        empty = [] if self.globus.client_id else ["[globus] client_id"]
+        if isinstance(self.mover, GlobusMover):
+            empty += [f"[mover] {key}" for key in self.mover.missing]
+        if isinstance(self.launcher, GlobusLauncher):
+            options = self.launcher.options
+            empty += [f"[launcher{'.options' * (key in options)}] {key}" for key in self.launcher.missing]
+        return tuple(empty)
 
     @property
     def frame_shape(self) -> tuple[int, int]:

@@ -50,7 +50,7 @@ _BOARD_BYTES, _SPEC_BYTES = 32768, 1 << 20
 """What a stage says is bounded by us; a site's resolved configuration is not: a drift schedule may be long."""
 
 _ALIGN = 4096
-_MOST_FRAMES = 1 << 17
+_A_BATCH, _MOST_FRAMES = 256, 1 << 17
 """Small frames need no longer ring: at a stop it has to be emptied."""
 
 
@@ -77,7 +77,11 @@ class RingLayout:
         chunk = config.staging.frames_per_chunk
         if frames >= 4 * chunk:
             frames -= frames % chunk
-        return cls(frames=max(frames, 2 * config.edge.batch_frames), frame_shape=config.frame_shape, labelled=labelled)
+        return cls(
+            frames=max(frames, 2 * (config.edge.batch_frames or _A_BATCH)),
+            frame_shape=config.frame_shape,
+            labelled=labelled,
+        )
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of everything in it, by name, in order."""

@@ -61,8 +61,13 @@ class Mover(Protocol):
     def poll(self, handle: str) -> MoveStatus:
         """Where the move stands; cheap, never blocks for long. Finishing work that a crash cut off happens here.
 
+        A failure that is not `retryable` is not to be submitted again by itself: the data are at fault, or a person at the
+        service has stopped it.
+
         Raises:
             DataError: no such handle.
+            AuthError: a login, consent or permission is missing; the move goes on at the next poll after it is given.
+            ConfigError: the service refuses what the site file asks for.
         """
 
     def cancel(self, handle: str) -> None:
@@ -75,6 +80,10 @@ class Mover(Protocol):
     def discard(self, paths: Sequence[str], *, key: str) -> None:
         """Delete files or folders below the cluster's root that nobody needs any more; absent ones are fine.
 
+        They may go a while after the call. What is moved there later is sent in full and stays.
+
         Raises:
+            DataError: a path leads out of the root; nothing is deleted.
             TransientError: the service is away.
+            AuthError: a login or permission is missing.
         """

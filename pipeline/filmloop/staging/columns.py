@@ -27,7 +27,7 @@ from filmloop.staging.schema import (
     Layout,
     array_specs,
 )
-from filmloop.staging.zarrfile import METADATA, ChunkedColumn, GroupFolder, array_metadata
+from filmloop.staging.zarrfile import METADATA, ChunkedColumn, GroupFolder, PackAll, array_metadata
 
 HITS_PER_CHUNK = 262144
 """512 KB: as many hits as some 750 frames of 16x128 bring at 350 a frame."""
@@ -42,13 +42,21 @@ class FrameColumns:
         frame_shape: (C, E).
         labelled: Whether there is a label array.
         layout: Whether counts are kept as they are or as a list of hits.
+        pack_all: `map`, or one that packs several chunks at once.
 
     Attributes:
         frames: Frames taken so far.
     """
 
     def __init__(
-        self, *, capacity: int, chunk_frames: int, frame_shape: tuple[int, int], labelled: bool, layout: Layout
+        self,
+        *,
+        capacity: int,
+        chunk_frames: int,
+        frame_shape: tuple[int, int],
+        labelled: bool,
+        layout: Layout,
+        pack_all: PackAll = map,
     ) -> None:
         self.frames = 0
         self._frame_shape = frame_shape
@@ -65,6 +73,7 @@ class FrameColumns:
                 spec.row_shape(frame_shape),
                 HITS_PER_CHUNK if spec.rows == "hits" else min(chunk_frames, capacity),
                 _codec(spec),
+                pack_all,
             )
             for spec in self._specs
             if spec.chunked

@@ -30,7 +30,7 @@ from filmloop.staging.columns import FrameColumns
 from filmloop.staging.events import Events, check_events, pack_events, require_indexable
 from filmloop.staging.layout import ShardName, part_of
 from filmloop.staging.schema import PULSE_ID, SCHEMA_VERSION, VERSION
-from filmloop.staging.zarrfile import METADATA, GroupFolder, group_metadata
+from filmloop.staging.zarrfile import METADATA, GroupFolder, PackAll, group_metadata
 
 
 class ShardWriter:
@@ -45,6 +45,7 @@ class ShardWriter:
         frame_shape: (C, E).
         labelled: Whether every block brings `label_NCE`, to be stored as float16.
         section: How many frames a shard and a chunk hold, and whether counts are kept dense or as a list of hits.
+        pack_all: `map`, or one that packs several chunks at once, as a pool of threads does.
 
     Attributes:
         input_gain: For the manifest: what was corrected before the network, empty without; may be set until `seal`.
@@ -65,6 +66,7 @@ class ShardWriter:
         frame_shape: tuple[int, int],
         labelled: bool,
         section: StagingSection,
+        pack_all: PackAll = map,
     ) -> None:
         self._name = ShardName(stream=stream, run_number=run_number, seq=seq)
         self._site, self._frame_shape, self._labelled = site, frame_shape, labelled
@@ -78,6 +80,7 @@ class ShardWriter:
             frame_shape=frame_shape,
             labelled=labelled,
             layout=self._layout,
+            pack_all=pack_all,
         )
         self.input_gain: tuple[float, ...] = ()
         self._opened_s, self._opened_utc = 0.0, ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from filmloop.staging.codec import CRC32C, Codec, bytes_codec, crc32c
 
 METADATA = "zarr.json"
 Pieces = list[bytes]
+PackAll = Callable[
+    [Callable[[npt.NDArray[Any]], tuple[bytes, bytes]], Iterable[npt.NDArray[Any]]], Iterable[tuple[bytes, bytes]]
+]
 
 
 class ChunkedColumn:
@@ -30,13 +33,16 @@ class ChunkedColumn:
         row_shape: Shape of one row; () for an array of one axis.
         chunk_rows: Rows that are packed together.
         codec: How.
+        pack_all: `map`, or one that works on several chunks at once.
 
     Attributes:
         rows: Rows taken so far.
     """
 
-    def __init__(self, dtype: str, row_shape: tuple[int, ...], chunk_rows: int, codec: Codec) -> None:
-        self.rows = 0
+    def __init__(
+        self, dtype: str, row_shape: tuple[int, ...], chunk_rows: int, codec: Codec, pack_all: PackAll = map
+    ) -> None:
+        self.rows, self._pack_all = 0, pack_all
         self._dtype, self._row_shape, self._chunk_rows, self._codec = np.dtype(dtype), row_shape, chunk_rows, codec
         # np.empty: pages of a chunk that never fills are never touched.
         self._open = np.empty((chunk_rows, *row_shape), dtype)
@@ -53,19 +59,28 @@ class ChunkedColumn:
         return max(1, -(-self.rows // self._chunk_rows))
 
     def append(self, rows: npt.NDArray[np.generic]) -> None:
-        """Take rows. A whole chunk is packed from where it lies, anything less is copied first."""
-        done = 0
+        """Take rows. Whole chunks are packed from where they lie, side by side; anything less is copied first."""
+        done = self._append_whole(rows)
         while done < len(rows):
             filled = self.rows % self._chunk_rows
             part = rows[done : done + self._chunk_rows - filled]
-            if len(part) == self._chunk_rows and part.dtype == self._dtype and part.flags.c_contiguous:
-                self._packed.append(self._codec.pack(part))
-            else:
-                self._open[filled : filled + len(part)] = part
-                if filled + len(part) == self._chunk_rows:
-                    self._packed.append(self._codec.pack(self._open))
+            self._open[filled : filled + len(part)] = part
+            if filled + len(part) == self._chunk_rows:
+                self._packed.append(self._codec.pack(self._open))
             self.rows += len(part)
             done += len(part)
+            if self.rows % self._chunk_rows == 0:
+                done += self._append_whole(rows[done:])
+
+    def _append_whole(self, rows: npt.NDArray[np.generic]) -> int:
+        """Pack the whole chunks at the beginning of `rows`, if no chunk is open; returns their rows."""
+        chunks = len(rows) // self._chunk_rows
+        if self.rows % self._chunk_rows or not chunks or rows.dtype != self._dtype or not rows.flags.c_contiguous:
+            return 0
+        whole = chunks * self._chunk_rows
+        self._packed += self._pack_all(self._codec.pack, np.split(rows[:whole], chunks))
+        self.rows += whole
+        return whole
 
     def file(self) -> Pieces:
         """The whole `sharding_indexed` file: chunks, padded with zeros, then where they lie. Changes nothing."""

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+import filmloop
 from filmloop.bundle import (
     EVALUATION,
     GOLDEN,
@@ -173,5 +174,6 @@ def _result(
 
 
 def _versions() -> dict[str, str]:
-    packages = ("filmloop", "torch", "numpy", "zarr", "safetensors")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = ("torch", "numpy", "zarr", "safetensors")
+    ours = {"python": platform.python_version(), "filmloop": filmloop.__version__}
+    return ours | {name: metadata.version(name) for name in packages}

@@ -11,6 +11,20 @@ from filmloop.testing.models import make_model_bundle
 SHAPE = (16, 32)
 
 
+class Compiled(torch.nn.Module):
+    """As torch.compile's module: it passes calls on, and refuses to tell its length."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = module
+
+    def __len__(self):
+        raise TypeError("has no len()")
+
+    def forward(self, counts):
+        return self.inner(counts)
+
+
 class RecordingEngine:
     """A CPU in place of the GPU. A capture records operations on the tensors as they lie in memory, as CUDA's does:
     what is replayed reads their present content, and knows nothing of tensors that took another's name since."""
@@ -18,7 +32,7 @@ class RecordingEngine:
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self):
-        self.captures = 0
+        self.captures = self.tunings = 0
 
     def pinned(self, shape, dtype):
         return torch.zeros(shape, dtype=dtype)
@@ -31,6 +45,10 @@ class RecordingEngine:
 
     def pool(self):
         return None
+
+    def tuned(self, module):
+        self.tunings += 1
+        return Compiled(module)
 
     def capture(self, work, stream, pool):
         self.captures += 1

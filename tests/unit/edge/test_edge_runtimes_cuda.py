@@ -20,7 +20,7 @@ from .conftest import SHAPE, RecordingEngine
 SORT_KEY = get("mixer").sort_key
 
 
-def runtime_of(bundle, batch_frames=32):
+def runtime_of(bundle, batch_frames=32, **options):
     engine = RecordingEngine()
     made = CudaRuntime(
         load_module(bundle),
@@ -29,6 +29,7 @@ def runtime_of(bundle, batch_frames=32):
         batch_frames=batch_frames,
         sort_key=SORT_KEY,
         engine=engine,
+        **options,
     )
     return made, engine
 
@@ -59,6 +60,18 @@ def test_keys_alone_that_are_stale_are_caught_too(bundle, other_bundle):
     runtime._module = load_module(other_bundle)
     with pytest.raises(VerificationError, match="rad from those of"):
         check_served(runtime, counts, golden, tolerance=1e-4, sort_key=SORT_KEY)
+
+
+def test_a_tuned_network_serves_full_batches_and_takes_new_weights_too(bundle, other_bundle):
+    counts, _ = load_golden(bundle)
+    runtime, engine = runtime_of(bundle, batch_frames=len(counts), tuned=True)
+    assert engine.tunings == 1
+    used = []
+    runtime._full.register_forward_hook(lambda *_: used.append(1))
+    check_golden(runtime, *load_golden(bundle), tolerance=1e-4, sort_key=SORT_KEY)
+    assert used
+    runtime.put_weights(load_module(other_bundle), version="2")
+    check_golden(runtime, *load_golden(other_bundle), tolerance=1e-4, sort_key=SORT_KEY)
 
 
 def test_the_module_that_was_given_stays_as_it_was(bundle, other_bundle):

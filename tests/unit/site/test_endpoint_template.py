@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,54 @@ def test_jobs_have_the_path_of_the_endpoint_and_lines_of_the_site_after_it(
     assert load(SLURM | {"worker_init": lines}).engine.executor.provider.worker_init == (
         f"export PATH='/a venv/bin:/usr/bin'\n{lines}\n"
     )
+
+
+def submitted(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of the batch script that a block of this engine is, as parsl hands it to the queue."""
+    for name, answer in (("qsub", "17.pbs"), ("sbatch", "Submitted batch job 17"), ("sacct", "")):
+        command = folder / name
+        command.write_text(
+            f'#!/bin/sh\nfor script; do :; done\ncp "$script" {folder}/script 2>/dev/null\necho {answer}\n'
+        )
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    provider = engine.executor.provider
+    provider.script_dir = str(folder)
+    assert provider.submit("globus-compute-endpoint python-exec worker", 1, "job")
+    script = (folder / "script").read_text()
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    return script.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (
+            "lcls-polaris",
+            {
+                "#PBS -l walltime=00:30:00", "#PBS -l select=1:ncpus=32:system=polaris",
+                "#PBS -l filesystems=home:eagle", "#PBS -l place=scatter",
+            },
+        ),
+        (
+            "lcls-perlmutter",
+            {
+                "#SBATCH --nodes=1", "#SBATCH --time=30", "#SBATCH --ntasks-per-node=1", "#SBATCH --constraint=gpu",
+                "#SBATCH --gpus-per-node=4", "#SBATCH --cpus-per-task=128", "#SBATCH --exclusive",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_batch_script_of_a_site_asks_for_what_its_queue_wants(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, wanted: set[str]
+) -> None:
+    launcher = filled(name).launcher
+    assert isinstance(launcher, GlobusLauncher)
+    engine = load(launcher.options | {"interface": "lo"}).engine
+    lines = submitted(engine, tmp_path, monkeypatch)
+    assert wanted <= set(lines)
+    at = lines.index("globus-compute-endpoint python-exec worker")
+    assert any(line.startswith("export PATH=") for line in lines[:at])
 
 
 def test_an_option_cannot_become_another_key(load: Load) -> None:

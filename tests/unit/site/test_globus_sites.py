@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from filmloop.bootstrap import Site, open_launcher, open_mover
 from filmloop.config.loader import load_site
+from filmloop.config.paths import Home
 from filmloop.config.schema import GlobusLauncher, GlobusMover, SiteConfig
+from filmloop.core.errors import ConfigError
 
 FOLDER = Path(__file__).parents[3] / "site_configs"
 ID = "3f1f2a54-9d6b-4a1b-8f4e-0c5d9be7a0{:02d}"
@@ -79,6 +82,16 @@ def test_every_empty_key_is_named_as_missing_until_it_is_filled_in(name: str) ->
     assert {f"mover.{key}" for key in mover.missing} == {key for key in EMPTY[name] if key.startswith("mover.")}
     mover, launcher = sections(filled(name))
     assert (mover.missing, launcher.missing) == ((), ())
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_cycle_is_refused_until_every_key_is_filled_in(name: str, tmp_path: Path) -> None:
+    for opened in (open_mover, open_launcher):
+        with pytest.raises(ConfigError, match="has empty keys") as caught:
+            opened(Site(file=path_of(name), config=load_site(path_of(name)), home=Home(tmp_path)))
+        for key in EMPTY[name] - {"globus.weights.client_id"}:
+            assert key.rpartition(".")[2] in caught.value.message
+        opened(Site(file=path_of(name), config=filled(name), home=Home(tmp_path)))
 
 
 @pytest.mark.parametrize("name", EMPTY)

@@ -6,27 +6,34 @@ threads: each opens its own, which costs nothing but reading a file.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
+from uuid import UUID
 
 import globus_sdk
 from globus_sdk import ClientApp, GlobusApp, GlobusAppConfig, UserApp
-from globus_sdk.config import get_environment_name, get_service_url
+from globus_sdk.config import get_environment_name, get_http_timeout, get_service_url
 from globus_sdk.gare import GlobusAuthorizationParameters
 from globus_sdk.globus_app.protocols import LoginFlowManagerProvider
 from globus_sdk.login_flows import LoginFlowManager
 from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, Scope, TransferScopes
+from globus_sdk.token_storage import MemoryTokenStorage, TokenStorage
+from globus_sdk.transport import RequestsTransport, RetryConfig
 
 from filmloop.adapters.globus.errors import globus_errors
 from filmloop.adapters.globus.identity import Identity, Role, identity_of, login_command, remember_identity
 from filmloop.adapters.globus.tokenstore import TokenStore
 from filmloop.config.globus import Collection, GlobusSection
 from filmloop.config.schema import SiteConfig
-from filmloop.core.errors import AuthError, ConfigError
+from filmloop.core.errors import AuthError, ConfigError, FilmloopError
 from filmloop.core.nodump import forbid_core_dumps
 
 __all__ = ["Role", "data_access", "needed_scopes", "open_app"]
+
+_logger = logging.getLogger(__name__)
+_TIMEOUT_S = 30.0
 
 APP_NAME = "filmloop"
 """The SDK names the folder of the tokens after it."""
@@ -68,14 +75,13 @@ def open_app(
         if who.login == "client":
             return ClientApp(
                 APP_NAME,
-                client_id=who.client_id,
-                client_secret=_secret(who),
+                login_client=globus_sdk.ConfidentialAppAuthClient(who.client_id, _secret(who), **_patience()),
                 scope_requirements=needed,
                 config=GlobusAppConfig(token_storage=_RenewableTokens, auto_redrive_gares=True),
             )
         return UserApp(
             APP_NAME,
-            client_id=who.client_id,
+            login_client=globus_sdk.NativeAppAuthClient(who.client_id, **_patience()),
             scope_requirements=needed,
             config=GlobusAppConfig(
                 token_storage=TokenStore,
@@ -124,7 +130,26 @@ class Unattended(LoginFlowManager):
 
 
 class _RenewableTokens(TokenStore):
+    """An application's tokens are kept to save requests: where they cannot be kept, it asks for new ones."""
+
     renewable = True
+
+    @classmethod
+    def for_globus_app(
+        cls, client_id: UUID | str, app_name: str, config: GlobusAppConfig, namespace: str
+    ) -> TokenStorage:
+        """See `FileTokenStorage.for_globus_app`."""
+        try:
+            return super().for_globus_app(client_id, app_name, config, namespace)
+        except FilmloopError as exc:
+            _logger.warning("tokens are kept in memory only: %s", exc.message)
+            return MemoryTokenStorage(namespace=namespace)
+
+
+def _patience() -> dict[str, Any]:
+    """A hung or broken token service ends a request after one and a half minutes; the caller asks again by itself."""
+    timeout_s = get_http_timeout() if os.environ.get("GLOBUS_SDK_HTTP_TIMEOUT") else _TIMEOUT_S
+    return {"transport": RequestsTransport(http_timeout=timeout_s), "retry_config": RetryConfig(max_retries=2)}
 
 
 def _secret(who: Identity) -> str:

@@ -107,6 +107,11 @@ class Compute:
         with globus_errors("Registering the function"):
             return str(self._client("submit").register_function(run))
 
+    def unregister(self, function_id: str) -> None:
+        """Have the service forget a function."""
+        with globus_errors("Removing a function from Globus Compute"):
+            self._client("ask").delete_function(function_id)
+
     def submit(
         self,
         function_id: str,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import globus_sdk
 from globus_sdk.gare import GlobusAuthorizationParameters, to_gare
 from globus_sdk.token_storage import TokenValidationError
+from globus_sdk.token_storage.validating_token_storage import IdentityMismatchError, UnmetScopeRequirementsError
 
 from filmloop.adapters.globus.identity import Role, access_hint, login_command, remembered
 from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
@@ -66,13 +67,25 @@ def translate(exc: Exception, what: str, *, hint: str = "", role: Role = "data")
     if isinstance(exc, globus_sdk.GlobusAPIError):
         return _api_error(exc, what, hint, role)
     if isinstance(exc, TokenValidationError):
-        return AuthError(f"{what}: nobody is logged in: {exc}.", hint=hint or access_hint(role))
+        return _token_error(exc, what, hint, role)
     if isinstance(exc, globus_sdk.GlobusTimeoutError):
         return TransientError(f"{what}: Globus did not answer in time.", hint=hint or _AWAY)
     if isinstance(exc, globus_sdk.NetworkError):
         cause = type(exc.underlying_exception).__name__
         return TransientError(f"{what}: Globus cannot be reached ({cause}).", hint=hint or _AWAY)
     return _other_error(exc, what, hint)
+
+
+def _token_error(exc: TokenValidationError, what: str, hint: str, role: Role) -> FilmloopError:
+    """What the SDK finds in the file of tokens."""
+    if isinstance(exc, IdentityMismatchError):
+        return AuthError(
+            f"{what}: another person is logged in here ({exc.stored_id}).",
+            hint="`filmloop logout` forgets that person first.",
+        )
+    if isinstance(exc, UnmetScopeRequirementsError):
+        return AuthError(f"{what}: the login does not cover what is asked for.", hint=hint or access_hint(role))
+    return AuthError(f"{what}: nobody is logged in ({exc}).", hint=hint or access_hint(role))
 
 
 _AWAY = "The same call may work later; `filmloop site check` tests the way there."
@@ -89,7 +102,7 @@ def _api_error(exc: globus_sdk.GlobusAPIError, what: str, hint: str, role: Role)
     if isinstance(exc, globus_sdk.AuthAPIError):
         return _auth_error(text, status, code, hint, role, ids)
     if status == 401:
-        return AuthError(text, hint=hint or access_hint(role), ids=ids)
+        return AuthError(text, hint=hint or "`filmloop whoami` says whose tokens are no longer good.", ids=ids)
     if status == 403 or "PermissionDenied" in code:
         return AuthError(text, hint=hint or f"Give {remembered(role).principal} access to it.", ids=ids)
     if status in _TRANSIENT_STATUS or status >= 500:

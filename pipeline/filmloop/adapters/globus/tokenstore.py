@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,13 @@ from pathlib import Path
 import globus_sdk
 from globus_sdk.token_storage import JSONTokenStorage, TokenStorageData
 
-from filmloop.core.errors import AuthError
+from filmloop.core.errors import AuthError, TransientError
 from filmloop.core.fsio import fsync_dir, fsync_file, translate_os_error
 
 _logger = logging.getLogger(__name__)
 _threads = threading.RLock()
+_LOCK_S = 20.0
+"""A write takes milliseconds."""
 
 
 class DamagedTokensError(AuthError):
@@ -36,7 +39,7 @@ class TokenStore(JSONTokenStorage):
     """
 
     renewable = False
-    """Its content can be had again without a person: a damaged file is dropped."""
+    """Its content can be had again without a person: a damaged file is dropped, and a full disk does no harm."""
 
     def __init__(self, filepath: Path | str, *, namespace: str = "DEFAULT") -> None:
         with _told(Path(filepath)):
@@ -53,15 +56,20 @@ class TokenStore(JSONTokenStorage):
             if not self.renewable:
                 raise
             _logger.warning("%s is damaged; tokens are asked for anew", self.filepath)
-            self.remove()
+            Path(self.filepath).unlink(missing_ok=True)
             return {}
 
     def store_token_data_by_resource_server(
         self, token_data_by_resource_server: Mapping[str, TokenStorageData]
     ) -> None:
         """See `TokenStorage`."""
-        with self._changing() as copy:
-            copy.store_token_data_by_resource_server(token_data_by_resource_server)
+        try:
+            with self._changing() as copy:
+                copy.store_token_data_by_resource_server(token_data_by_resource_server)
+        except TransientError as exc:
+            if not self.renewable:
+                raise
+            _logger.warning("tokens are not kept: %s", exc.message)
 
     def remove_token_data(self, resource_server: str) -> bool:
         """See `TokenStorage`."""
@@ -70,8 +78,10 @@ class TokenStore(JSONTokenStorage):
 
     def remove(self) -> None:
         """Drop the file, whatever it holds."""
-        with _told(Path(self.filepath)):
-            Path(self.filepath).unlink(missing_ok=True)
+        path = Path(self.filepath)
+        with _told(path), _threads, _locked(path):
+            _clear_parts(path)
+            path.unlink(missing_ok=True)
 
     def _refuse_open_mode(self) -> None:
         with suppress(OSError):
@@ -88,8 +98,10 @@ class TokenStore(JSONTokenStorage):
         """A copy to change, which then takes the file's place."""
         path = Path(self.filepath)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with _told(path), _threads, _locked(path):
+        with _told(path), _threads, _locked(path) as alone:
             self.get_token_data_by_resource_server()
+            if alone:
+                _clear_parts(path)
             try:
                 fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(fd, "wb") as out:
@@ -137,12 +149,35 @@ def _told(path: Path) -> Iterator[None]:
         ) from None
 
 
+def _clear_parts(path: Path) -> None:
+    """What writers left behind that were killed: copies of the tokens."""
+    for part in path.parent.glob(f"{path.name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[bool]:
+    """Nobody else writes; False: the file system has no locks, and only the rename keeps the file whole."""
     fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        with suppress(OSError):  # where a home has no locks, the rename still keeps the file whole
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield _take(fd, path)
     finally:
         os.close(fd)
+
+
+def _take(fd: int, path: Path) -> bool:
+    end_s = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end_s:
+                raise TransientError(
+                    f"Another process holds {path} for more than {_LOCK_S:.0f} s.",
+                    hint=f"`fuser {path}.lock` names it.",
+                    ids={"path": str(path)},
+                ) from None
+            time.sleep(0.01)
+        except OSError:
+            return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from filmloop.core.errors import DataError, TransientError
@@ -49,6 +50,17 @@ def check_source(item: MoveItem, source: Path) -> None:
         raise _changed(source, f"it has {size_bytes} bytes, its manifest says {item.size_bytes}")
 
 
+def check_content(item: MoveItem, source: Path) -> None:
+    """Read all of it.
+
+    Raises:
+        DataError: absent, no regular file, or not what its item says.
+    """
+    check_source(item, source)
+    if sha256_file(source) != item.sha256:
+        raise _changed(source, "its SHA-256 differs from the one in its manifest")
+
+
 def is_delivered(item: MoveItem, target: Path) -> bool:
     """Whether the target already is what the item says, by size and hash."""
     return target.is_file() and target.stat().st_size == item.size_bytes and sha256_file(target) == item.sha256
@@ -81,14 +93,35 @@ def deliver(item: MoveItem, source: Path, target: Path, incoming: Path, *, keep_
             with disk_errors(target):
                 os.replace(incoming, target)
             return
-        if sha256_file(source) != item.sha256:
-            raise _changed(source, "its SHA-256 differs from the one in its manifest")
+        check_content(item, source)
         _log.warning("%s arrived damaged (attempt %d of %d)", target, attempt, _ATTEMPTS)
     raise TransientError(
         f"{target} arrived damaged {_ATTEMPTS} times; the source is good.",
         hint="The receiving disk or memory is suspect; `filmloop site check` tests the disk.",
         ids={"path": str(target)},
     )
+
+
+def settle(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Give verified files their names, in this order, power cut or not; one that has its name already is left alone.
+
+    Args:
+        moves: For each file where it lies and where it goes, on one file system.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    unsynced: Path | None = None
+    for arrived, target in moves:
+        if unsynced is not None and unsynced != target.parent:
+            fsync_dir(unsynced)
+        make_dirs(target.parent)
+        with disk_errors(target), suppress(FileNotFoundError):
+            fsync_file(arrived)
+            os.replace(arrived, target)
+        unsynced = target.parent
+    if unsynced is not None:
+        fsync_dir(unsynced)
 
 
 def copy_bytes(source: Path, target: Path, *, keep_on: Callable[[], None]) -> None:

@@ -40,19 +40,24 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
     )
-    if urlsplit(uri).hostname in _LOOPBACK:
-        _bypass_proxy()
+    host = urlsplit(uri).hostname
+    if host in _LOOPBACK:
+        _bypass_proxy(host)
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _bypass_proxy() -> None:
-    """Computing centres set http_proxy for everybody, and requests would ask the proxy for this machine's loopback."""
+def _bypass_proxy(loopback: str) -> None:
+    """Computing centres set http_proxy for everybody, and requests would ask the proxy for this machine's loopback.
+
+    The one name that is used, and no other: the environment is the process's, and others may have reasons.
+    """
     for name in ("no_proxy", "NO_PROXY"):
         listed = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join([*listed, *(host for host in _LOOPBACK if host not in listed)])
+        if loopback not in listed:
+            os.environ[name] = ",".join([*listed, loopback])
 
 
 @contextmanager

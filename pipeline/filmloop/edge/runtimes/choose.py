@@ -21,9 +21,9 @@ from filmloop.core.documents import Document, ModelChoice
 from filmloop.core.errors import ConfigError, DataError, VerificationError
 from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop.edge.runtimes.checks import check_bright, check_finite, check_golden
-from filmloop.edge.runtimes.make import NAMES, make_runtime, tolerance_of
+from filmloop.edge.runtimes.make import NAMES, batch_of, make_runtime, tolerance_of
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
-from filmloop.edge.runtimes.torch_cpu import cores
+from filmloop.edge.runtimes.torch_cpu import cores, gpu_name
 from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
 from filmloop_models import catalog
 
@@ -74,6 +74,7 @@ class Candidates:
             frame_shape=self.model.frame_shape,
             batch_frames=batch_frames,
             threads=self.edge.threads,
+            tune=self.edge.tune and batch_frames > _PROBE_FRAMES,
         )
 
     def proven(self, name: str, batch_frames: int) -> tuple[InferenceRuntime, float]:
@@ -107,12 +108,13 @@ class Candidates:
         depends = {
             "cpu": _cpu_model(),
             "cores": cores(),
+            "gpu": gpu_name(),
             "packages": versions,
             "model": self.model.as_json(),
             "tolerance": catalog.get(self.model.name).tolerance,
             "onnx": (self.bundle / ONNX).exists(),
             "edge": self.edge.model_dump(
-                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance"}
+                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance", "tune"}
             ),
         }
         return sha256_bytes(canonical_json(depends))
@@ -169,7 +171,7 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
     """
     edge = candidates.edge
     if edge.runtime != "auto":
-        runtime, difference = candidates.proven(edge.runtime, edge.batch_frames)
+        runtime, difference = candidates.proven(edge.runtime, batch_of(edge.runtime, edge.batch_frames))
         return runtime, _named(candidates, difference)
     kept = _kept(cache, candidates.key())
     if kept is not None:
@@ -190,16 +192,23 @@ def _measured(candidates: Candidates, name: str) -> tuple[int, float, float]:
     budget_s = candidates.edge.latency_budget_ms / 2e3
     if name == "openvino-int8":
         _check_bright(candidates, name, counts_NCE)
+    most = batch_of(name, candidates.edge.batch_frames)
     batch_frames = _guess(candidates, name, counts_NCE, budget_s)
     while True:
         runtime, difference = candidates.proven(name, batch_frames)
         try:
             tiled_NCE = _tiled(counts_NCE, 4 * batch_frames)
-            if batch_frames == 1 or batch_s(runtime, tiled_NCE) <= budget_s:
+            took_s = batch_s(runtime, tiled_NCE)
+            # The guess was from a small batch, and on a GPU a large one may take no longer.
+            grows = batch_frames < most and took_s <= budget_s / 4
+            if not grows and (batch_frames == 1 or took_s <= budget_s):
                 return batch_frames, frames_per_s(runtime, tiled_NCE, _MEASURE_S), difference
         finally:
             runtime.close()
-        batch_frames //= 2
+        if grows:
+            batch_frames = min(most, 2 * batch_frames)
+        else:
+            batch_frames = most = batch_frames // 2
 
 
 def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8]) -> None:
@@ -214,7 +223,7 @@ def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.
 
 def _guess(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8], budget_s: float) -> int:
     """The largest half, quarter, ... of `edge.batch_frames` that should be within the budget, from one small batch."""
-    batch_frames = candidates.edge.batch_frames
+    batch_frames = batch_of(name, candidates.edge.batch_frames)
     small = min(_PROBE_FRAMES, batch_frames)
     runtime = candidates.made(name, small)
     try:
@@ -230,7 +239,7 @@ def _named(candidates: Candidates, difference: float) -> RuntimeChoice:
     edge = candidates.edge
     return RuntimeChoice(
         name=edge.runtime,
-        batch_frames=edge.batch_frames,
+        batch_frames=batch_of(edge.runtime, edge.batch_frames),
         reason="named in the site file",
         frames_per_s={},
         relative_rms={edge.runtime: difference},

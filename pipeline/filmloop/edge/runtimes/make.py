@@ -27,6 +27,7 @@ _MODULES = {
     "cuda": "cuda",
 }
 
+_SUITS_CPU, _SUITS_GPU = 256, 4096
 _REDUCED = ("openvino-bf16", "openvino-int8", "cuda")
 
 
@@ -41,8 +42,20 @@ def tolerance_of(name: str, *, model: float, full: float) -> float:
     return max(model, full) if name in _REDUCED else full
 
 
+def batch_of(name: str, asked: int) -> int:
+    """Most frames of one batch: as many as `edge.batch_frames` asks for, or what suits the runtime where that is 0."""
+    return asked or (_SUITS_GPU if name == "cuda" else _SUITS_CPU)
+
+
 def make_runtime(
-    name: str, bundle: Path, *, version: str, frame_shape: tuple[int, int], batch_frames: int, threads: int = 0
+    name: str,
+    bundle: Path,
+    *,
+    version: str,
+    frame_shape: tuple[int, int],
+    batch_frames: int,
+    threads: int = 0,
+    tune: bool = False,
 ) -> InferenceRuntime:
     """The runtime of that name, with the weights of a verified bundle.
 
@@ -53,6 +66,7 @@ def make_runtime(
         frame_shape: (C, E).
         batch_frames: Most frames that are inferred at once.
         threads: CPU threads; 0: one for every core this process may use.
+        tune: Compile the network for a GPU; the others do not know of it.
 
     Raises:
         ConfigError: no such runtime, or this machine does not have it.
@@ -72,7 +86,7 @@ def make_runtime(
         made = TorchRuntime(load_module(bundle), threads=threads, **common)
         return made
     if name == "cuda":
-        made = require(name).CudaRuntime(load_module(bundle), **common)
+        made = require(name).CudaRuntime(load_module(bundle), tuned=tune, **common)
         return made
     if not (bundle / ONNX).exists():
         raise VerificationError(

@@ -17,6 +17,11 @@ from filmloop.edge.runtimes.pending import Counts, Done, Floats, in_batches, inf
 from filmloop_models.spec import SortKey
 
 
+def gpu_name() -> str:
+    """What PyTorch calls the GPU that it would use; '' without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
 class TorchRuntime:
     """A module in evaluation mode, fed from one float32 buffer that is made once. A batch is done within `start`.
 

@@ -9,8 +9,10 @@ Shape suffixes: N frames, C channels, E energy bins.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,7 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.05
 _PENDING_SHARDS = 2
 """Closed shards that may wait for the disk; each is some 50 MB at 131,072 frames of 16x128."""
+_MOST_PACKERS = 8
 _END_S, _HURRY_S = 60.0, 1.0
 
 
@@ -76,6 +79,8 @@ class StagingStage(Stage):
         sealed = self._book.find_lost(home.stage, stream, self.news)
         self._seq = next_seq(home.stage, stream)
         self._writer: ShardWriter | None = None
+        threads = section.threads or min(_MOST_PACKERS, len(os.sched_getaffinity(0)) // 2)
+        self._packers = ThreadPoolExecutor(threads, "packer") if threads > 1 else None
         self._closing: set[Path] = set()
         self._asked: dict[Path, int] = {}
         self._looked_s = 0.0
@@ -152,6 +157,7 @@ class StagingStage(Stage):
                 frame_shape=self._config.frame_shape,
                 labelled=self.ring.label_FCE is not None,
                 section=self._config.staging,
+                pack_all=map if self._packers is None else self._packers.map,
             )
             self._seq += 1
         return self._writer

@@ -206,7 +206,9 @@ class MoverContract:
         ended(mover, mover.submit("to_cluster", site.put("to_cluster", THREE | {"keep": b"me"}), key="k1"))
         for _ in range(2):
             mover.discard(["there/a", "there/a.manifest.json"], key="d1")
-        assert files_below(site.cluster) == {"there/keep"}
+        wait_until(
+            lambda: files_below(site.cluster) == {"there/keep"} or None, deadline_s=60, what="the end of the deletion"
+        )
         assert files_below(site.edge) == set(THREE) | {"keep"}
 
     @pytest.mark.parametrize("path", ["../edge", "/tmp", ""])

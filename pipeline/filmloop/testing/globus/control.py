@@ -92,7 +92,13 @@ def watch(app: Flask, hub: Hub) -> None:
         if route is not None:
             with hub.lock:
                 hub.log.append(
-                    {"time": time.time(), "route": route, "path": request.full_path, "status": answer.status_code}
+                    {
+                        "time": time.time(),
+                        "route": route,
+                        "path": request.full_path,
+                        "status": answer.status_code,
+                        "bytes": request.content_length or 0,
+                    }
                 )
             if hub.fault("lose_answer", route=route) is not None:
                 _break()

@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ class Hosted:
         return dict(self.ask("GET", "state")["counts"])
 
     def log(self) -> list[dict[str, Any]]:
-        """Every request: when, its route, its path, the status that it was answered with."""
+        """Every request: when, its route, its path, the status that it was answered with, the bytes of its body."""
         return list(self.ask("GET", "state")["log"])
 
     def reset(self) -> None:
@@ -119,6 +120,8 @@ def hosted(state: Path | None = None, *, port: int = 0, amqp: str = "", start_s:
         process.wait()
         if process.stdin:
             process.stdin.close()
+        if state is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(found: Hosted, process: subprocess.Popen[bytes], start_s: float) -> None:

@@ -6,12 +6,14 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from flask import Request, abort, jsonify, make_response, request
+
+from filmloop.testing.globus.grants import Book, Grant
 
 AUTH = "auth.globus.org"
 TRANSFER = "transfer.api.globus.org"
@@ -45,6 +47,8 @@ class Token:
     scopes: tuple[str, ...]
     expires_at: float
     refresh_token: str | None = field(default=None, repr=False)
+    grant: Grant | None = None
+    """The login that it comes from, with its session."""
 
 
 class Hub:
@@ -63,6 +67,13 @@ class Hub:
         self.requests: Counter[str] = Counter()
         self.log: list[dict[str, Any]] = []
         self.tokens: dict[str, Token] = {}
+        self.issued: list[str] = []
+        """Every secret that was ever given out: tokens, codes, what identifies a person."""
+        self.book = Book(self.issued)
+        self.lasts_s = 172_800.0
+        """How long access tokens last that are given out from now on."""
+        self.sign: Callable[[dict[str, Any]], str]
+        """Signs who somebody is; Auth's."""
 
     def reset(self) -> None:
         """Forget faults and counts; tokens and what the services hold stay."""
@@ -97,7 +108,7 @@ class Hub:
 
     def new_token(
         self, *, identity: str, client_id: str, resource_server: str, scopes: tuple[str, ...], lasts_s: float,
-        refresh_token: str | None = None,
+        refresh_token: str | None = None, grant: Grant | None = None,
     ) -> Token:  # fmt: skip
         """Give an access token out."""
         token = Token(
@@ -108,9 +119,11 @@ class Hub:
             scopes=scopes,
             expires_at=time.time() + lasts_s,
             refresh_token=refresh_token,
+            grant=grant,
         )
         with self.lock:
             self.tokens[token.value] = token
+            self.issued.append(token.value)
         return token
 
     def token_of(self, asked: Request, resource_server: str) -> Token | None:
@@ -123,11 +136,57 @@ class Hub:
         return token
 
     def authorize(self, resource_server: str) -> Token:
-        """The token of the request in hand; without a valid one the request ends with 401."""
+        """The token of the request in hand; without a valid one the request ends with 401.
+
+        Faults, each with `match={"resource_server": ...}` or `{"route": ...}`: `expired`; `consent_required` with
+        `required_scopes`; `session_required` with what the service then asks for, as `session_required_policies`.
+        """
+        route = f"{request.method} {request.url_rule.rule if request.url_rule else ''}"
+        place = {"resource_server": resource_server, "route": route}
         token = self.token_of(request, resource_server)
-        if token is None or self.fault("expired", resource_server=resource_server) is not None:
+        if token is None or self.fault("expired", **place) is not None:
             refuse(401, "AuthenticationFailed", "Token is not active")
+        consent = self.fault("consent_required", **place)
+        if consent is not None:
+            self.refuse_consent(list(consent["required_scopes"]))
+        session = self.fault("session_required", **place)
+        if session is not None:
+            self.refuse_session(**session)
         return token
+
+    def require_consent(self, token: Token, scope: str, *dependencies: str) -> None:
+        """End the request with 403 ConsentRequired unless the token's client was allowed `scope` with these below it."""
+        with self.lock:
+            held = self.book.holds(token.identity, token.client_id, scope, *dependencies)
+        if not held:
+            self.refuse_consent([f"{scope}[{' '.join('*' + name for name in dependencies)}]"])
+
+    def require_session(self, token: Token, *, policies: tuple[str, ...] = (), domains: tuple[str, ...] = ()) -> None:
+        """End the request with 403 unless the login that the token comes from met these; applications have none. [choice] for ever."""
+        held = token.grant or Grant(identity=token.identity, client_id=token.client_id, scopes=())
+        if not held.policies.issuperset(policies):
+            self.refuse_session(session_required_policies=list(policies))
+        if domains and not held.domains.intersection(domains):
+            self.refuse_session(session_required_single_domain=list(domains))
+
+    def refuse_consent(self, required_scopes: list[str]) -> NoReturn:
+        """End the request: a consent is missing."""
+        refuse(
+            403,
+            "ConsentRequired",
+            "Missing required data_access consent",
+            required_scopes=required_scopes,
+            authorization_parameters={"required_scopes": required_scopes},
+        )
+
+    def refuse_session(self, **needed: Any) -> NoReturn:
+        """End the request: the login does not satisfy what the facility asks for. [choice] the code and the message."""
+        refuse(
+            403,
+            "PermissionDenied",
+            "Session does not satisfy the authentication policy",
+            authorization_parameters={"session_message": "Log in as the facility asks", **needed},
+        )
 
 
 def refuse(status: int, code: str, message: str, headers: Mapping[str, str] | None = None, **fields: Any) -> NoReturn:

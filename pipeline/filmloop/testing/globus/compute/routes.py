@@ -42,7 +42,7 @@ def blueprint(hub: Hub) -> Blueprint:
 def _about_the_service(routes: Blueprint, hub: Hub, queues: Queues) -> None:
     @routes.get("/v2/version")
     def version() -> Response:
-        said = {"api": "0.0.0", "min_sdk_version": "2.0.0", "min_ep_version": "2.0.0"}
+        said = {"api": "0.0.0", "min_sdk_version": "2.0.0", "min_ep_version": "2.0.0", "git_sha": "0" * 40}
         return jsonify(said if request.args.get("service") == "all" else said["api"])
 
     @routes.get("/v2/get_amqp_result_connection_url")
@@ -111,7 +111,7 @@ def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) ->
         hub.authorize(COMPUTE)
         with book.lock:
             book.endpoints.drop(wanted(endpoint_id).id)
-        return jsonify(result=200)
+        return jsonify(result=302)
 
     @routes.post("/v3/endpoints/<uuid:endpoint_id>/lock")
     def lock(endpoint_id: uuid.UUID) -> Response:
@@ -147,6 +147,7 @@ def _about_functions(routes: Blueprint, hub: Hub, book: Book) -> None:
                 refuse(404, "FUNCTION_NOT_FOUND", f"Function {function_id} could not be resolved")
             if request.method == "DELETE":
                 book.functions.drop(found.id)
+                return jsonify(result=302)
         return jsonify({"function_uuid": found.id, **found.registered})
 
 
@@ -181,7 +182,9 @@ def _about_tasks(routes: Blueprint, hub: Hub, book: Book, queues: Queues) -> Non
             found = book.groups.get(group_id)
             if found is None or found.owner != identity:
                 refuse(404, "TASK_GROUP_NOT_FOUND", f"Task group {group_id} could not be resolved")
-            return jsonify(taskgroup_id=found.id, tasks=[{"id": task_id} for task_id in found.tasks])
+            return jsonify(
+                taskgroup_id=found.id, create_websockets_queue=found.queue, tasks=[{"id": one} for one in found.tasks]
+            )
 
 
 def _for_tests(routes: Blueprint, book: Book) -> None:

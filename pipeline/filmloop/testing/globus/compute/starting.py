@@ -21,7 +21,10 @@ def user_endpoint(
     hub: Hub, book: Book, queues: Queues, *, core: Endpoint, identity: str, options: Mapping[str, Any],
     runtime: Mapping[str, Any],
 ) -> Endpoint:  # fmt: skip
-    """The one that serves these options, online; the request in hand ends with 422 if it does not come up."""
+    """The one that serves these options, online; the request in hand ends with 422 if it does not come up.
+
+    Status and code of a refused start are those that Globus documents. [choice] The status of `ENDPOINT_NOT_ONLINE`.
+    """
     if hub.fault("endpoint_offline", endpoint=core.id) is not None or not book.online(core.id):
         refuse(422, "ENDPOINT_NOT_ONLINE", f"Endpoint {core.id} is not online")
     found = _registered(book, core, identity, options)
@@ -67,8 +70,8 @@ def _wait(book: Book, endpoint: Endpoint) -> None:
     with book.heard:
         while not book.online(endpoint.id):
             if failure := book.failures.get(endpoint.id):
-                refuse(422, "ENDPOINT_START_FAILED", failure)
+                refuse(422, "SEMANTICALLY_INVALID", f"Request payload failed validation: {failure}")
             left_s = end - time.monotonic()
             if left_s <= 0:
-                refuse(422, "ENDPOINT_START_TIMEOUT", f"The user endpoint did not come online within {START_S:.0f} s")
+                refuse(422, "ENDPOINT_NOT_ONLINE", f"Its user endpoint did not come online within {START_S:.0f} s")
             book.heard.wait(left_s)

@@ -8,6 +8,7 @@ from typing import Any
 
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Task as TaskMessage
+from pika.adapters.blocking_connection import BlockingChannel
 
 from filmloop.testing.globus.compute.answers import refuse
 from filmloop.testing.globus.compute.book import Book, Group, Task
@@ -35,9 +36,10 @@ def submit_tasks(
     if asked.get("create_queue"):
         queues.declare(group_queue(group.id))
         group.queue = True
-    said = {
-        fn: [_send(book, queues, group, user.id, fn, one, asked) for one in all_] for fn, all_ in asked["tasks"].items()
-    }
+    said: dict[str, list[str]] = {}
+    with queues.channel() as channel:
+        for function_id, payloads in asked["tasks"].items():
+            said[function_id] = [_send(book, channel, group, user.id, function_id, one, asked) for one in payloads]
     return {"request_id": str(uuid.uuid4()), "task_group_id": group.id, "endpoint_id": core.id, "tasks": said}
 
 
@@ -52,7 +54,13 @@ def _group(book: Book, group_id: str | None, identity: str) -> Group:
 
 
 def _send(
-    book: Book, queues: Queues, group: Group, endpoint: str, function_id: str, payload: str, asked: dict[str, Any]
+    book: Book,
+    channel: BlockingChannel,
+    group: Group,
+    endpoint: str,
+    function_id: str,
+    payload: str,
+    asked: dict[str, Any],
 ) -> str:
     function = book.functions.get(function_id)
     assert function is not None
@@ -67,6 +75,5 @@ def _send(
         headers["resource_specification"] = json.dumps(asked["resource_specification"])
     if asked.get("result_serializers"):
         headers["result_serializers"] = asked["result_serializers"]
-    with queues.channel() as channel:
-        send(channel, task_queue(endpoint), messagepack.pack(message), headers=headers)
+    send(channel, task_queue(endpoint), messagepack.pack(message), headers=headers)
     return task.id

@@ -1,0 +1,42 @@
+"""Both ends of a site's moves, and what is remembered about the far one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filmloop.adapters.globus.auth import Role
+from filmloop.adapters.globus.discards import Discards
+from filmloop.adapters.globus.placed import Placed
+from filmloop.adapters.globus.side import Side
+from filmloop.adapters.globus.transfer_client import Transfer
+from filmloop.config.globus import GlobusMover, GlobusSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """What every move of a site shares.
+
+    Attributes:
+        section: `[mover]`.
+        globus: `[globus]`.
+        site: Its name, for labels.
+        edge_root: The edge's folder on this machine.
+        edge: The same folder in its collection.
+        cluster: The cluster's folder in its collection.
+        placed: Files that are known to be at the cluster.
+        discards: Deletions that may be under way there.
+    """
+
+    section: GlobusMover
+    globus: GlobusSection
+    site: str
+    edge_root: Path
+    edge: Side
+    cluster: Side
+    placed: Placed
+    discards: Discards
+
+    def open(self, role: Role) -> Transfer:
+        """Transfer for the calling thread, as the identity of that role."""
+        return Transfer(self.globus, self.section, role)
