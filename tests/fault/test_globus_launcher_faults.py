@@ -125,8 +125,9 @@ def test_a_killed_user_endpoint_takes_its_training_with_it_and_the_next_attempt_
     launcher, job = site(silent_s=5.0), job_in(tmp_path, "wait")
     handle = launcher.submit(job)
     started(job)
-    assert compute.endpoint.user_endpoints()
-    compute.endpoint.kill_user_endpoints()
+    its_own = worker_of(compute, job)  # the function runs in a thread of it
+    assert its_own in compute.endpoint.user_endpoints()
+    os.kill(its_own, signal.SIGKILL)
     assert "told to stop" in ended(launcher, handle).detail
     finished(launcher, job, trainings=2)
     # The service still counted the dead one as alive and put the second attempt before it, where nobody took it.

@@ -119,6 +119,7 @@ class Standing:
         self._errand, self._twin, self._cancels, self._waits_at_s = None, None, 0, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
+        sending = self._with_twin(sending)
         for task_id in (sending.task_id, *sending.twins):
             told = self._compute.ask(task_id)
             if told.state != "pending":
@@ -245,15 +246,21 @@ class Standing:
         A user endpoint that dies takes what it had not begun with it, and nobody tells. A submission starts another one; the
         run folder makes one of all tasks of an attempt.
         """
-        if self._twin is not None and self._twin.task_id:
-            sending = self._entry.write(sending.model_copy(update={"twins": (*sending.twins, self._twin.task_id)}))
-        if self._twin is not None and (self._twin.task_id or self._twin.error is not None):
-            self._twin = None
         due_s = self._section.silent_s * 2 ** len(sending.twins)
         if self._waits_at_s and waited_s > due_s and self._twin is None:
             request = self._request("train", sending)
             self._twin = Errand("train")
             self._twin.start(lambda: self._known.send(request, group=sending.group, use="errand").task_id)
+
+    def _with_twin(self, sending: Sending) -> Sending:
+        """The attempt with the task that was sent last, once the service has taken it."""
+        twin = self._twin
+        if twin is None or not (twin.task_id or twin.error is not None):
+            return sending
+        self._twin = None
+        if not twin.task_id:
+            return sending
+        return self._entry.write(sending.model_copy(update={"twins": (*sending.twins, twin.task_id)}))
 
     def _is_known_to_wait(self, sending: Sending) -> bool:
         return self._waits_at_s > epoch_s(sending.submitted_utc) + self._section.queue_wait_s + _SKEW_S / 2
