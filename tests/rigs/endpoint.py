@@ -149,8 +149,8 @@ class Endpoint:
     def kill_user_endpoints(self) -> None:
         """SIGKILL them and the workers that they forked; a pool of workers and what tasks started are left alone.
 
-        A forked worker that outlived them would keep their connection to the broker open, and with it their queue, until
-        the broker misses its heartbeats after a minute or two.
+        A forked worker that outlives its user endpoint keeps the connection to the broker open, and so the queue in
+        exclusive use: the next user endpoint gives the queue up after three tries, stays online and takes no task.
         """
         self._hurt = True
         for pid in self._titled():
