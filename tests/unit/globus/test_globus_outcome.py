@@ -39,8 +39,8 @@ def told(failure: str) -> Told:
         (told("parsl.executors.errors.BadStateException: Executor is broken"), "lost", "", "broken"),
         (told("globus_compute_sdk.errors.DeserializationError: x"), "failed", "ConfigError", "Deserialization"),
         (told("InvalidResourceSpecification({'num_nodes'})"), "failed", "ConfigError", "num_nodes"),
-        (told(RAISED), "failed", "", "KeyError: 'python'"),
-        (told(""), "failed", "", "no word"),
+        (told(RAISED), "lost", "", "KeyError: 'python'"),
+        (told(""), "lost", "", "no word"),
         (Told(state="gone"), "lost", "", "neither its task"),
     ],
 )

@@ -8,7 +8,7 @@
 | the worker, its manager or its job was lost | lost |
 | the result was too large for the service | lost: the next attempt finds the run folder finished |
 | the function could not be unpacked over there | failed: ConfigError |
-| the function raised | failed: a bug of ours |
+| anything else was raised: not by our function, which raises nothing | lost |
 | the service knows the task or its result no more | lost |
 """
 
@@ -64,12 +64,11 @@ def _failure(job_id: str, traceback: str) -> TaskAnswer:
         (line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception|Lost|Exceeded|Failed)\b", line)), ""
     )
     words = f"Globus Compute: {last or ' '.join(lines[-1:]) or 'no word about it'}"
-    if _LOST.search(traceback):
-        return _lost(job_id, words)
-    if _PACKING.search(traceback) or _REFUSED.search(traceback):
+    if not _LOST.search(traceback) and (_PACKING.search(traceback) or _REFUSED.search(traceback)):
         hint = "`filmloop site check` compares the versions on both sides."
         return _failed(job_id, words, ConfigError.__name__, hint, traceback)
-    return _failed(job_id, words, log_tail=traceback)
+    # Our function raises nothing: whatever this is came from what carries it, and may not come again.
+    return _lost(job_id, words).model_copy(update={"log_tail": traceback[-8192:]})
 
 
 def _lost(job_id: str, detail: str) -> TaskAnswer:
