@@ -181,7 +181,7 @@ def open_launcher(site: Site) -> Launcher:
     if section.kind == "globus":
         prepare_globus(site)
         _refuse_empty(site)
-        from filmloop.adapters.globus.launcher import GlobusLauncher
+        from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 
         return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
     from filmloop.adapters.local.launcher import LocalLauncher
@@ -195,7 +195,7 @@ def open_mover(site: Site) -> Mover:
     if section.kind == "globus":
         prepare_globus(site)
         _refuse_empty(site)
-        from filmloop.adapters.globus.mover import GlobusMover
+        from filmloop.adapters.globus.transfer.mover import GlobusMover
 
         return GlobusMover(
             section=section, globus=site.config.globus, edge_root=home.root, journal=home.moves, site=site.config.site
@@ -213,7 +213,7 @@ def prepare_globus(site: Site) -> None:
     """
     if importlib.util.find_spec("globus_sdk") is None:
         raise ConfigError("The Globus SDKs are not installed.", hint="Run `.venv/bin/pip install -e '.[globus]'`.")
-    from filmloop.adapters.globus.identity import remember_site
+    from filmloop.adapters.globus.identity.who import remember_site
 
     remember_site(site.file)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.globus.launcher import GlobusLauncher
+from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 from filmloop.testing.contracts.launcher import LauncherContract, LauncherSite
 from rigs.globus import Compute
 from rigs.launching import launcher_of

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from filmloop.adapters.globus.login import TokenFacts, Who
+from filmloop.adapters.globus.identity.login import TokenFacts, Who
 from filmloop.cli import reference
 from filmloop.config.loader import load_site
 from filmloop.config.schema import SiteConfig

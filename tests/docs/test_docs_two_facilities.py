@@ -59,7 +59,7 @@ def test_the_endpoints_folder_is_one_after_the_commands_of_the_page(
 
 
 def test_the_edges_secrets_are_for_root_alone_and_have_the_names_that_are_read(tmp_path: Path) -> None:
-    from filmloop.adapters.globus.identity import SECRETS
+    from filmloop.adapters.globus.identity.who import SECRETS
 
     script = fence("install -d -m 755 /etc/filmloop").replace("/etc/filmloop", str(tmp_path / "etc"))
     subprocess.run(["bash", "-e"], input=script, text=True, check=True, timeout=30)

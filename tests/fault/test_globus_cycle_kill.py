@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.launchjournal import LaunchJournal
+from filmloop.adapters.globus.compute.launchjournal import LaunchJournal
 from filmloop.core.documents import TrainResult
 from rigs.facilities import SECRETS, Facilities
 from rigs.globus import Compute

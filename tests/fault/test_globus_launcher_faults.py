@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus import standing
-from filmloop.adapters.globus.launcher import GlobusLauncher
+from filmloop.adapters.globus.compute import standing
+from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 from filmloop.core.documents import TrainJob
 from filmloop.core.errors import ConfigError, TrainingError, TransientError
 from filmloop.core.retry import wait_until
@@ -79,7 +79,9 @@ def ancestors(pid: int) -> list[int]:
 
 def worker_of(compute: Compute, job: TrainJob) -> int:
     """The worker process that runs the function: what the trainer's supervisor was started by."""
-    supervisor = next(pid for pid in ancestors(said_pids(job)[-1]) if "filmloop.adapters.globus.task" in words(pid))
+    supervisor = next(
+        pid for pid in ancestors(said_pids(job)[-1]) if "filmloop.adapters.globus.compute.task" in words(pid)
+    )
     return processes.parent(supervisor)
 
 
@@ -337,7 +339,7 @@ def test_a_script_that_fails_ships_no_model(
 def test_a_result_that_is_too_large_for_the_service_loses_the_attempt_and_not_the_training(
     site: Callable[..., GlobusLauncher], compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filmloop.adapters.globus import compute as service
+    from filmloop.adapters.globus.compute import client as service
 
     launcher, job = site(control={}), job_in(tmp_path, "succeed")
     with monkeypatch.context() as patch:
@@ -355,7 +357,7 @@ def _heavy(request: Any) -> Any:
     import subprocess
     import sys
 
-    program = [sys.executable, "-m", "filmloop.adapters.globus.task", str(os.getpid())]
+    program = [sys.executable, "-m", "filmloop.adapters.globus.compute.task", str(os.getpid())]
     subprocess.run(program, input=json.dumps(request).encode(), capture_output=True, check=False)
     return {"answer": {}, "heavy": "x" * 12_000_000}
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus import identity
-from filmloop.adapters.globus.login import log_in
-from filmloop.adapters.globus.mover import GlobusMover
+from filmloop.adapters.globus.identity import who as identity
+from filmloop.adapters.globus.identity.login import log_in
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.globus import GlobusSection
 from filmloop.config.loader import load_site
 from filmloop.config.schema import SiteConfig

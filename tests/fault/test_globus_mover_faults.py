@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.transfer_client import REPEATS
+from filmloop.adapters.globus.transfer.client import REPEATS
 from filmloop.config.paths import Home
 from filmloop.core.errors import AuthError, DataError
 from filmloop.shipping import shard_items, shard_paths

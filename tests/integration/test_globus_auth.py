@@ -13,10 +13,10 @@ import globus_sdk
 import pytest
 from globus_sdk.transport import RetryConfig
 
-from filmloop.adapters.globus.auth import open_app
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.identity import remember_site
-from filmloop.adapters.globus.login import log_in
+from filmloop.adapters.globus.identity.auth import open_app
+from filmloop.adapters.globus.identity.login import log_in
+from filmloop.adapters.globus.identity.who import remember_site
 from filmloop.config.globus import Collection, GlobusSection
 from filmloop.core.errors import AuthError, ConfigError, FilmloopError, TransientError
 from rigs.globus_auth import DATA_ACCESS, GUEST, MAPPED, SECRET, Globus, visit
@@ -233,7 +233,7 @@ def test_a_site_file_without_a_client_says_where_to_get_one() -> None:
 
 
 def test_the_consent_of_mapped_collections_is_asked_for_and_no_other(globus: Globus) -> None:
-    from filmloop.adapters.globus.auth import data_access
+    from filmloop.adapters.globus.identity.auth import data_access
 
     mapped, guest = Collection(collection=MAPPED, mapped=True), Collection(collection=GUEST)
     assert str(data_access(mapped, guest)) == f"{TRANSFER_ALL}[*{DATA_ACCESS}]"

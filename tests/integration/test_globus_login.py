@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.login import Asked, log_in, who_is
+from filmloop.adapters.globus.identity.login import Asked, log_in, who_is
 from filmloop.core.errors import AuthError, ConfigError, TransientError
 from rigs.globus_auth import DATA_ACCESS, SECRET, Globus, visit
 
@@ -189,7 +189,7 @@ def test_somebody_else_does_not_take_over_a_login(globus: Globus) -> None:
 def test_a_logout_while_globus_is_away_keeps_what_is_not_revoked(
     globus: Globus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filmloop.adapters.globus.login import log_out
+    from filmloop.adapters.globus.identity.login import log_out
 
     site = globus.site()
     log_in(site, "data", ask=visit)
@@ -204,7 +204,7 @@ def test_a_logout_while_globus_is_away_keeps_what_is_not_revoked(
 
 
 def test_a_file_that_others_can_read_is_refused_and_still_revoked(globus: Globus) -> None:
-    from filmloop.adapters.globus.login import log_out
+    from filmloop.adapters.globus.identity.login import log_out
 
     site = globus.site()
     log_in(site, "data", ask=visit)
@@ -215,7 +215,7 @@ def test_a_file_that_others_can_read_is_refused_and_still_revoked(globus: Globus
 
 
 def test_a_damaged_file_is_said_to_be_damaged_and_logout_removes_it(globus: Globus) -> None:
-    from filmloop.adapters.globus.login import log_out
+    from filmloop.adapters.globus.identity.login import log_out
 
     site = globus.site()
     log_in(site, "data", ask=visit)

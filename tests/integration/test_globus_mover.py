@@ -174,7 +174,7 @@ def test_what_goes_out_was_written_down_before_word_for_word(rig: GlobusRig, sit
 def test_more_files_than_a_task_holds_are_several_tasks(
     rig: GlobusRig, site: GlobusSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filmloop.adapters.globus.tasks.MAX_ITEMS", 10)
+    monkeypatch.setattr("filmloop.adapters.globus.transfer.tasks.MAX_ITEMS", 10)
     transfer.behave(rig.hosted, page=3)
     items = put(site, *(f"many/f{number}" for number in range(25)))
     assert moved(site, items, "c1-move") == MoveStatus(state="succeeded", files_done=25, bytes_done=25 * 50)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.globus.login import log_in
+from filmloop.adapters.globus.identity.login import log_in
 from rigs.globus_auth import SECRET, Globus, leaks, visit
 
 DAY = """
@@ -19,9 +19,9 @@ from pathlib import Path
 import globus_sdk
 from globus_sdk.transport import RetryConfig
 from rigs.globus_auth import visit
-from filmloop.adapters.globus.auth import open_app
+from filmloop.adapters.globus.identity.auth import open_app
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.login import log_in, log_out, who_is
+from filmloop.adapters.globus.identity.login import log_in, log_out, who_is
 from filmloop.config.loader import load_site
 from filmloop.core.errors import FilmloopError
 from filmloop.testing.globus.hosted import Hosted
@@ -68,7 +68,7 @@ CRASH = """
 import os, resource, sys
 from pathlib import Path
 import globus_sdk
-from filmloop.adapters.globus.auth import open_app
+from filmloop.adapters.globus.identity.auth import open_app
 from filmloop.bootstrap import open_site
 from filmloop.config.loader import load_site
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.login import log_in
+from filmloop.adapters.globus.identity.login import log_in
 from filmloop.bootstrap import Site
 from filmloop.checks.globus import check_globus
 from filmloop.config.globus import GlobusSection

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus import identity
+from filmloop.adapters.globus.identity import who as identity
 from filmloop.config.loader import load_site
 from filmloop.config.schema import SiteConfig
 from filmloop.testing.globus.hosted import Hosted, hosted

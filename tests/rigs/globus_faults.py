@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filmloop.adapters.globus.mover import GlobusMover
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, MoveStatus
 from filmloop.testing.contracts.mover import ended, files_below

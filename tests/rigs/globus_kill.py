@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filmloop.adapters.globus import movetask
-from filmloop.adapters.globus.mover import GlobusMover
-from filmloop.adapters.globus.transfer_client import Transfer
+from filmloop.adapters.globus.transfer import movetask
+from filmloop.adapters.globus.transfer.client import Transfer
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core import fsio

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filmloop.adapters.globus.mover import GlobusMover
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.globus import Collection, GlobusIdentity, GlobusSection
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.testing.globus.hosted import Hosted, hosted

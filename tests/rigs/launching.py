@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filmloop.adapters.globus.launcher import GlobusLauncher
+from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.documents import ModelChoice, TrainJob
@@ -58,7 +58,7 @@ CLIENT = """\
 import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from filmloop.adapters.globus.launchjournal import Entry
+from filmloop.adapters.globus.compute.launchjournal import Entry
 from filmloop.core.documents import TrainJob
 from rigs.launching import launcher_of
 

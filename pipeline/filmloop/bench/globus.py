@@ -19,7 +19,7 @@ from typing import Any
 
 import globus_sdk
 
-from filmloop.adapters.globus.mover import GlobusMover
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.globus import Collection, GlobusSection
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.paths import Home

@@ -50,7 +50,7 @@ class Probe:
 
     def __enter__(self) -> Probe:
         """Begin; nothing is sent yet."""
-        from filmloop.adapters.globus.mover import GlobusMover
+        from filmloop.adapters.globus.transfer.mover import GlobusMover
 
         self._remove_old()
         section = self._section

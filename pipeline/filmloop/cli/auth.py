@@ -15,7 +15,7 @@ from filmloop.cli.output import err, out, print_json, set_up_logs
 from filmloop.core.errors import AuthError, ConfigError
 
 if TYPE_CHECKING:
-    from filmloop.adapters.globus.login import Who
+    from filmloop.adapters.globus.identity.login import Who
 
 
 class Role(StrEnum):
@@ -44,7 +44,7 @@ def login(
     """Log in to Globus for all that this site needs; on a terminal. An application's secret is only tried."""
     set_up_logs(quiet=True)
     site = _globus_site(site_file, sets or ())
-    from filmloop.adapters.globus.login import Asked, log_in
+    from filmloop.adapters.globus.identity.login import Asked, log_in
 
     asked = Asked(
         scopes=tuple(scope or ()),
@@ -63,7 +63,7 @@ def logout(site_file: SiteFile = None, sets: Sets = None, role: RoleOption = Non
     """Revoke the site's tokens at Globus and remove their files."""
     set_up_logs(quiet=True)
     site = _globus_site(site_file, sets or ())
-    from filmloop.adapters.globus.login import log_out, roles_of
+    from filmloop.adapters.globus.identity.login import log_out, roles_of
 
     done = {name: log_out(site.config, name) for name in roles_of(site.config) if role in (None, name)}
     if json:
@@ -79,7 +79,7 @@ def whoami(site_file: SiteFile = None, sets: Sets = None, role: RoleOption = Non
     """Say who the site is at Globus, what it may do and for how long; exit code 4 if something is missing."""
     set_up_logs(quiet=True)
     site = _globus_site(site_file, sets or ())
-    from filmloop.adapters.globus.login import nobody, roles_of, who_is
+    from filmloop.adapters.globus.identity.login import nobody, roles_of, who_is
 
     found = []
     for name in roles_of(site.config):

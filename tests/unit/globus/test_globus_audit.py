@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.globus.audit import missing
-from filmloop.adapters.globus.transfer_client import Arrival
+from filmloop.adapters.globus.transfer.audit import missing
+from filmloop.adapters.globus.transfer.client import Arrival
 from filmloop.testing.contracts.mover import item
 
 ITEMS = [item("a", b"one"), item("b/c", b"three")]

@@ -8,8 +8,8 @@ import globus_sdk
 import pytest
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
-from filmloop.adapters.globus.auth import open_app
 from filmloop.adapters.globus.errors import globus_errors, translate
+from filmloop.adapters.globus.identity.auth import open_app
 from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
 from filmloop.testing.mlflow_server import free_port
 from rigs.globus_auth import Globus

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.globus.attempts import Attempts, SentTask
-from filmloop.adapters.globus.diagnose import ended_badly, error_of, stalled
-from filmloop.adapters.globus.document import delete_document, label, transfer_document
-from filmloop.adapters.globus.placed import Placed
-from filmloop.adapters.globus.side import Side, overlap, relative
-from filmloop.adapters.globus.transfer_client import Fault, TaskView
+from filmloop.adapters.globus.transfer.attempts import Attempts, SentTask
+from filmloop.adapters.globus.transfer.client import Fault, TaskView
+from filmloop.adapters.globus.transfer.diagnose import ended_badly, error_of, stalled
+from filmloop.adapters.globus.transfer.document import delete_document, label, transfer_document
+from filmloop.adapters.globus.transfer.placed import Placed
+from filmloop.adapters.globus.transfer.side import Side, overlap, relative
 from filmloop.config.globus import Collection
 from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 from filmloop.testing.contracts.mover import item

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.compute import Budget, Told
-from filmloop.adapters.globus.outcome import answer_of
-from filmloop.adapters.globus.wire import TaskAnswer
+from filmloop.adapters.globus.compute.client import Budget, Told
+from filmloop.adapters.globus.compute.outcome import answer_of
+from filmloop.adapters.globus.compute.wire import TaskAnswer
 
 WORKER_LOST = """\
 Traceback (most recent call last):

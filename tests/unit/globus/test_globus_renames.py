@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from filmloop.adapters.globus.renames import Step, plan_renames, standing
-from filmloop.adapters.globus.transfer_client import Entry
+from filmloop.adapters.globus.transfer.client import Entry
+from filmloop.adapters.globus.transfer.renames import Step, plan_renames, standing
 
 SHARDS = [
     path

@@ -16,9 +16,9 @@ import pytest
 from globus_compute_sdk.serialize import AllCodeStrategies, ComputeSerializer, JSONData
 
 from filmloop import __version__
-from filmloop.adapters.globus import versions
-from filmloop.adapters.globus.function import run
-from filmloop.adapters.globus.wire import TAIL, WORDS, TaskAnswer, TaskRequest
+from filmloop.adapters.globus.compute import versions
+from filmloop.adapters.globus.compute.function import run
+from filmloop.adapters.globus.compute.wire import TAIL, WORDS, TaskAnswer, TaskRequest
 from filmloop.core.documents import ModelChoice, TrainJob
 from filmloop.core.retry import wait_until
 from filmloop.testing.contracts.launcher import alive, said_pids, starts

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from globus_sdk.token_storage import JSONTokenStorage, TokenStorageData
 
-from filmloop.adapters.globus import tokenstore
-from filmloop.adapters.globus.tokenstore import TokenStore
+from filmloop.adapters.globus.identity import tokenstore
+from filmloop.adapters.globus.identity.tokenstore import TokenStore
 from filmloop.core.errors import AuthError, FilmloopError, TransientError
 
 WRITER = """
 import sys
 from pathlib import Path
 from globus_sdk.token_storage import TokenStorageData
-from filmloop.adapters.globus.tokenstore import TokenStore
+from filmloop.adapters.globus.identity.tokenstore import TokenStore
 store, name, times = TokenStore(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for i in range(times):
     token = TokenStorageData(resource_server=f"{name}{i % 25}", identity_id=None, scope="s", access_token=name * 2000,

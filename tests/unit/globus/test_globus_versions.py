@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from filmloop.adapters.globus.versions import compare, here
+from filmloop.adapters.globus.compute.versions import compare, here
 from filmloop.core.errors import ConfigError
 
 OURS = {"python": "3.11.7", "filmloop": "0.1.0", "dill": "0.3.9", "globus-compute-sdk": "4.19.0"}

@@ -11,7 +11,7 @@ from globus_sdk.gare import GlobusAuthorizationParameters, to_gare
 from globus_sdk.token_storage import TokenValidationError
 from globus_sdk.token_storage.validating_token_storage import IdentityMismatchError, UnmetScopeRequirementsError
 
-from filmloop.adapters.globus.identity import Role, access_hint, login_command, remembered
+from filmloop.adapters.globus.identity.who import Role, access_hint, login_command, remembered
 from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
 
 _TRANSIENT_STATUS = frozenset({408, 409, 423, 425, 429})

@@ -10,10 +10,10 @@ import globus_sdk
 from globus_sdk.gare import to_gare
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
-from filmloop.adapters.globus.auth import data_access, open_app
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.identity import Role, identity_of
-from filmloop.adapters.globus.login import roles_of
+from filmloop.adapters.globus.identity.auth import data_access, open_app
+from filmloop.adapters.globus.identity.login import roles_of
+from filmloop.adapters.globus.identity.who import Role, identity_of
 from filmloop.config.globus import Collection, GlobusMover, GlobusSection
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError, DataError, FilmloopError

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from filmloop.adapters.globus import versions
 from filmloop.adapters.globus.checks import over_there, queue
-from filmloop.adapters.globus.compute import Compute, Options, Told
+from filmloop.adapters.globus.compute import versions
+from filmloop.adapters.globus.compute.client import Compute, Options, Told
 from filmloop.config.globus import GlobusLauncher, GlobusMover
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError, FilmloopError

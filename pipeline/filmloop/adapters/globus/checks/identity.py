@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from filmloop.adapters.globus.identity import Role
-from filmloop.adapters.globus.login import Who, roles_of, who_is
+from filmloop.adapters.globus.identity.login import Who, roles_of, who_is
+from filmloop.adapters.globus.identity.who import Role
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import FilmloopError
 from filmloop.core.finding import Finding

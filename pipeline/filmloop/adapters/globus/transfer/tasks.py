@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from filmloop.adapters.globus.attempts import Attempt, Attempts, SentTask
-from filmloop.adapters.globus.document import MAX_ITEMS, label, transfer_document
-from filmloop.adapters.globus.ends import Ends
-from filmloop.adapters.globus.patience import Patience
-from filmloop.adapters.globus.side import incoming
+from filmloop.adapters.globus.transfer.attempts import Attempt, Attempts, SentTask
+from filmloop.adapters.globus.transfer.document import MAX_ITEMS, label, transfer_document
+from filmloop.adapters.globus.transfer.ends import Ends
+from filmloop.adapters.globus.transfer.patience import Patience
+from filmloop.adapters.globus.transfer.side import incoming
 from filmloop.core.clock import epoch_s
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.ports.mover import Direction, MoveItem

@@ -1,4 +1,4 @@
-"""The launcher's program at the endpoint: `python -m filmloop.adapters.globus.task PARENT`.
+"""The launcher's program at the endpoint: `python -m filmloop.adapters.globus.compute.task PARENT`.
 
 One request (`wire.TaskRequest`) on stdin, one answer (`wire.TaskAnswer`) on stdout. Training is supervised in this
 process, by the batch jobs' supervisor and with their files; the lock `alive` in the run folder says that somebody does,
@@ -29,7 +29,7 @@ from filmloop.adapters.batch.dialect import Look
 from filmloop.adapters.batch.settling import look_again
 from filmloop.adapters.batch.supervise import start, supervise
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
-from filmloop.adapters.globus.wire import TaskAnswer, TaskRequest
+from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for
 from filmloop.adapters.local.mark import kill_marked

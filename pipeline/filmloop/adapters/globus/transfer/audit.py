@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from filmloop.adapters.globus.transfer_client import Arrival
+from filmloop.adapters.globus.transfer.client import Arrival
 from filmloop.adapters.local.deliver import is_delivered
 from filmloop.ports.mover import MoveItem
 

@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 
-from filmloop.adapters.globus.patience import Ask
-from filmloop.adapters.globus.renames import Step
-from filmloop.adapters.globus.side import Side, incoming
-from filmloop.adapters.globus.transfer_client import Entry, Missing, Taken, Transfer
+from filmloop.adapters.globus.transfer.client import Entry, Missing, Taken, Transfer
+from filmloop.adapters.globus.transfer.patience import Ask
+from filmloop.adapters.globus.transfer.renames import Step
+from filmloop.adapters.globus.transfer.side import Side, incoming
 from filmloop.core.errors import TransientError
 
 

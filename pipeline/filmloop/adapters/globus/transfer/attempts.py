@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from filmloop.adapters.globus.renames import Step
+from filmloop.adapters.globus.transfer.renames import Step
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document
 from filmloop.core.fsio import atomic_write_json, read_json

@@ -23,8 +23,8 @@ from globus_sdk.token_storage import MemoryTokenStorage, TokenStorage
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.identity import Identity, Role, identity_of, login_command, remember_identity
-from filmloop.adapters.globus.tokenstore import TokenStore
+from filmloop.adapters.globus.identity.tokenstore import TokenStore
+from filmloop.adapters.globus.identity.who import Identity, Role, identity_of, login_command, remember_identity
 from filmloop.config.globus import Collection, GlobusSection
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError, ConfigError, FilmloopError

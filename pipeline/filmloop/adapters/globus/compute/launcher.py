@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from filmloop.adapters.globus.compute import Compute, Sent
-from filmloop.adapters.globus.endpoint import Known
-from filmloop.adapters.globus.launchjournal import Entry, LaunchJournal, Sending
-from filmloop.adapters.globus.standing import Standing
-from filmloop.adapters.globus.wire import TaskAnswer, TaskRequest
+from filmloop.adapters.globus.compute.client import Compute, Sent
+from filmloop.adapters.globus.compute.endpoint import Known
+from filmloop.adapters.globus.compute.launchjournal import Entry, LaunchJournal, Sending
+from filmloop.adapters.globus.compute.standing import Standing
+from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.clock import utc_now

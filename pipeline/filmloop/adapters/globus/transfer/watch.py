@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from filmloop.adapters.globus.diagnose import ended_badly, stalled, words
-from filmloop.adapters.globus.identity import Role
-from filmloop.adapters.globus.patience import Ask
-from filmloop.adapters.globus.transfer_client import Fault, TaskView
+from filmloop.adapters.globus.identity.who import Role
+from filmloop.adapters.globus.transfer.client import Fault, TaskView
+from filmloop.adapters.globus.transfer.diagnose import ended_badly, stalled, words
+from filmloop.adapters.globus.transfer.patience import Ask
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 
 _QUEUED = "queued"

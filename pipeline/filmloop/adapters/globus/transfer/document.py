@@ -9,7 +9,7 @@ from typing import Any
 import globus_sdk
 from globus_sdk import MISSING
 
-from filmloop.adapters.globus.side import Side
+from filmloop.adapters.globus.transfer.side import Side
 from filmloop.ports.mover import MoveItem
 
 MAX_ITEMS = 1000

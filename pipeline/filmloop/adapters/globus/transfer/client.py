@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import globus_sdk
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
-from filmloop.adapters.globus.auth import Role, open_app
 from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.identity.auth import Role, open_app
 from filmloop.config.globus import GlobusMover, GlobusSection
 
 T = TypeVar("T")

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from filmloop.adapters.globus.document import delete_document, label
-from filmloop.adapters.globus.patience import Ask
-from filmloop.adapters.globus.side import Side, overlap
-from filmloop.adapters.globus.transfer_client import Transfer
+from filmloop.adapters.globus.transfer.client import Transfer
+from filmloop.adapters.globus.transfer.document import delete_document, label
+from filmloop.adapters.globus.transfer.patience import Ask
+from filmloop.adapters.globus.transfer.side import Side, overlap
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import Document
 

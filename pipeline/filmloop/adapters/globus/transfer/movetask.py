@@ -8,18 +8,18 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from filmloop.adapters.globus.attempts import SWEPT, Attempt, Attempts, SentTask
-from filmloop.adapters.globus.audit import missing
-from filmloop.adapters.globus.diagnose import ABSENT_CODES, CHECKSUM_CODES, EXTERNAL_CHECKSUM
-from filmloop.adapters.globus.ends import Ends
-from filmloop.adapters.globus.identity import Role
-from filmloop.adapters.globus.patience import Patience
-from filmloop.adapters.globus.place import FarSide, LostError
-from filmloop.adapters.globus.renames import plan_renames, standing
-from filmloop.adapters.globus.side import incoming, relative
-from filmloop.adapters.globus.tasks import Tasks
-from filmloop.adapters.globus.transfer_client import Arrival, Fault, TaskView
-from filmloop.adapters.globus.watch import VerdictError, Watch
+from filmloop.adapters.globus.identity.who import Role
+from filmloop.adapters.globus.transfer.attempts import SWEPT, Attempt, Attempts, SentTask
+from filmloop.adapters.globus.transfer.audit import missing
+from filmloop.adapters.globus.transfer.client import Arrival, Fault, TaskView
+from filmloop.adapters.globus.transfer.diagnose import ABSENT_CODES, CHECKSUM_CODES, EXTERNAL_CHECKSUM
+from filmloop.adapters.globus.transfer.ends import Ends
+from filmloop.adapters.globus.transfer.patience import Patience
+from filmloop.adapters.globus.transfer.place import FarSide, LostError
+from filmloop.adapters.globus.transfer.renames import plan_renames, standing
+from filmloop.adapters.globus.transfer.side import incoming, relative
+from filmloop.adapters.globus.transfer.tasks import Tasks
+from filmloop.adapters.globus.transfer.watch import VerdictError, Watch
 from filmloop.adapters.local.deliver import below, check_content, is_delivered, settle
 from filmloop.adapters.local.movejournal import MoveRequest
 from filmloop.adapters.local.movethread import MoveThread, OverdueError, StoppedError

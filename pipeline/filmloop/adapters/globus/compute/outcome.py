@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from filmloop.adapters.globus.compute import Told
-from filmloop.adapters.globus.wire import TaskAnswer, shortened
+from filmloop.adapters.globus.compute.client import Told
+from filmloop.adapters.globus.compute.wire import TaskAnswer, shortened
 from filmloop.core.errors import ConfigError
 
 _LOST = re.compile(

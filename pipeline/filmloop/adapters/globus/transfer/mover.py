@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filmloop.adapters.globus.attempts import SWEPT
-from filmloop.adapters.globus.discards import Discards
-from filmloop.adapters.globus.ends import Ends
-from filmloop.adapters.globus.movetask import GlobusMove
-from filmloop.adapters.globus.placed import Placed
-from filmloop.adapters.globus.side import Side, incoming, relative
+from filmloop.adapters.globus.transfer.attempts import SWEPT
+from filmloop.adapters.globus.transfer.discards import Discards
+from filmloop.adapters.globus.transfer.ends import Ends
+from filmloop.adapters.globus.transfer.movetask import GlobusMove
+from filmloop.adapters.globus.transfer.placed import Placed
+from filmloop.adapters.globus.transfer.side import Side, incoming, relative
 from filmloop.adapters.local.deliver import below, check_source
 from filmloop.adapters.local.journalled import JournalledMover
 from filmloop.adapters.local.movejournal import OUTCOME, REQUEST, MoveOutcome, MoveRequest

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from filmloop.adapters.globus.transfer_client import Entry
+from filmloop.adapters.globus.transfer.client import Entry
 from filmloop.core.documents import Document
 
 Listing = Callable[[str], Mapping[str, Entry] | None]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from filmloop.adapters.globus.side import overlap
+from filmloop.adapters.globus.transfer.side import overlap
 from filmloop.core.documents import Document, Sha256
 from filmloop.core.fsio import try_lock
 from filmloop.core.retry import wait_until

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from filmloop.adapters.globus.wire import TaskAnswer
+from filmloop.adapters.globus.compute.wire import TaskAnswer
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.core.documents import Document, TrainJob
 from filmloop.core.errors import DataError

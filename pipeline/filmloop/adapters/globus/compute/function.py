@@ -38,7 +38,7 @@ def run(request: "dict[str, Any]") -> "dict[str, Any]":
     if request["do"] == "versions":
         program = [python, "-c", request["probe"]]
     else:
-        program = [python, "-m", "filmloop.adapters.globus.task", str(os.getpid())]
+        program = [python, "-m", "filmloop.adapters.globus.compute.task", str(os.getpid())]
     try:
         process = subprocess.Popen(
             program,

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from filmloop.adapters.globus.compute import Compute
-from filmloop.adapters.globus.endpoint import Known
-from filmloop.adapters.globus.launchjournal import Entry, Sending
-from filmloop.adapters.globus.outcome import answer_of
-from filmloop.adapters.globus.wire import TaskAnswer, TaskRequest
+from filmloop.adapters.globus.compute.client import Compute
+from filmloop.adapters.globus.compute.endpoint import Known
+from filmloop.adapters.globus.compute.launchjournal import Entry, Sending
+from filmloop.adapters.globus.compute.outcome import answer_of
+from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.core.clock import epoch_s, utc_now
 from filmloop.core.errors import ConfigError, TransientError

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from filmloop.adapters.globus.auth import open_app
+from filmloop.adapters.globus.compute.function import run
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.function import run
+from filmloop.adapters.globus.identity.auth import open_app
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from filmloop.adapters.globus.auth import Role
-from filmloop.adapters.globus.discards import Discards
-from filmloop.adapters.globus.placed import Placed
-from filmloop.adapters.globus.side import Side
-from filmloop.adapters.globus.transfer_client import Transfer
+from filmloop.adapters.globus.identity.auth import Role
+from filmloop.adapters.globus.transfer.client import Transfer
+from filmloop.adapters.globus.transfer.discards import Discards
+from filmloop.adapters.globus.transfer.placed import Placed
+from filmloop.adapters.globus.transfer.side import Side
 from filmloop.config.globus import GlobusMover, GlobusSection
 
 

@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 from filmloop import __version__
-from filmloop.adapters.globus import versions
-from filmloop.adapters.globus.compute import Budget, Compute, Sent, Told, Use, source_digest
-from filmloop.adapters.globus.launchjournal import Endpoint, LaunchJournal, Sending
-from filmloop.adapters.globus.wire import TaskRequest
+from filmloop.adapters.globus.compute import versions
+from filmloop.adapters.globus.compute.client import Budget, Compute, Sent, Told, Use, source_digest
+from filmloop.adapters.globus.compute.launchjournal import Endpoint, LaunchJournal, Sending
+from filmloop.adapters.globus.compute.wire import TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.core.clock import epoch_s, utc_now
 from filmloop.core.documents import TrainJob

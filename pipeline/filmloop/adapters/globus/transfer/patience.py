@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from filmloop.adapters.globus.transfer_client import Transfer
+from filmloop.adapters.globus.transfer.client import Transfer
 from filmloop.adapters.local.movethread import OverdueError
 from filmloop.core.errors import TransientError
 

@@ -17,10 +17,17 @@ from globus_sdk.login_flows import CommandLineLoginFlowManager
 from globus_sdk.scopes import AuthScopes, Scope
 from globus_sdk.token_storage import TokenStorageData
 
-from filmloop.adapters.globus.auth import APP_NAME, needed_scopes, open_app
 from filmloop.adapters.globus.errors import globus_errors
-from filmloop.adapters.globus.identity import Identity, Role, access_hint, identity_of, login_command, remember_identity
-from filmloop.adapters.globus.tokenstore import TokenStore
+from filmloop.adapters.globus.identity.auth import APP_NAME, needed_scopes, open_app
+from filmloop.adapters.globus.identity.tokenstore import TokenStore
+from filmloop.adapters.globus.identity.who import (
+    Identity,
+    Role,
+    access_hint,
+    identity_of,
+    login_command,
+    remember_identity,
+)
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from filmloop.adapters.globus.identity import Role, access_hint, remembered
-from filmloop.adapters.globus.transfer_client import Fault, TaskView
+from filmloop.adapters.globus.identity.who import Role, access_hint, remembered
+from filmloop.adapters.globus.transfer.client import Fault, TaskView
 from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 
 EXTERNAL_CHECKSUM = "EXTERNAL_CHECKSUM_MISMATCH"

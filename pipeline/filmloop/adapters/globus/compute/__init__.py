@@ -1,0 +1,1 @@
+"""Globus Compute behind `ports.launcher`: a function that trains over there, and where it stands."""

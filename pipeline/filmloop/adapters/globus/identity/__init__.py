@@ -1,0 +1,1 @@
+"""Who the site is at Globus: applications and persons, tokens, and logins."""
