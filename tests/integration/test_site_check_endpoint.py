@@ -23,7 +23,7 @@ from rigs.globus import Compute
 from rigs.globus_mover import GlobusRig, GlobusSite
 
 pytestmark = pytest.mark.slow
-THREADS, CONTROL = ENGINES["threads"], ENGINES["processes"]
+THREADS, CONTROL = ENGINES["threads"], ENGINES["control"]
 QUEUE = {"engine": "slurm", "walltime": "00:20:00", "interface": "lo", "account": "physics"}
 
 

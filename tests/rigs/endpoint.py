@@ -47,8 +47,9 @@ _ALWAYS: dict[str, Any] = {"heartbeat_period": HEARTBEAT_S, "idle_heartbeats": 1
 _QUICK: dict[str, Any] = {"interface": "lo", "strategy_period": 1, "worker_heartbeat": 2, **_ALWAYS}
 _QUEUED: dict[str, Any] = {"engine": "slurm", "walltime": "00:10:00", "exclusive": False, "gpus_per_node": 4, **_QUICK}
 ENGINES: dict[str, dict[str, Any]] = {
-    "threads": {"engine": "threads", "workers": 8, **_ALWAYS},
-    "processes": {"engine": "control", "workers": 2, **_ALWAYS},
+    "threads": {"engine": "control", "workers": 8, **_ALWAYS},
+    "control": {"engine": "control", "workers": 2, **_ALWAYS},
+    "processes": {"engine": "processes", "workers": 2, **_ALWAYS},
     "pool": {"engine": "local", **_QUICK},
     "slurm": _QUEUED,
     "slurm-mpi": {**_QUEUED, "mpi": True, "nodes_per_block": 2},
@@ -147,13 +148,13 @@ class Endpoint:
         return [pid for pid in self.processes() if pid not in own]
 
     def kill_user_endpoints(self) -> None:
-        """SIGKILL them and the workers that they forked; a pool of workers and what tasks started are left alone.
+        """SIGKILL them; a pool of workers and what tasks started are left alone.
 
-        A forked worker that outlives its user endpoint keeps the connection to the broker open, and so the queue in
-        exclusive use: the next user endpoint gives the queue up after three tries, stays online and takes no task.
+        Not for the engine `processes`: a forked worker that outlives its user endpoint keeps the connection to the broker
+        open, and so the queue in exclusive use; the next one gives the queue up after three tries and takes no task.
         """
         self._hurt = True
-        for pid in self._titled():
+        for pid in self.user_endpoints():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -100,7 +100,7 @@ class Facilities:
 
     def _site_file(self, engine: str, nodes: int) -> str:
         edge, cluster = self.collections
-        options, control = (_toml(ENGINES[name]) for name in (engine, "processes"))
+        options, control = (_toml(ENGINES[name]) for name in (engine, "control"))
         return f"""\
 schema_version = 1
 site = "emulated"

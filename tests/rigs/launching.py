@@ -31,7 +31,7 @@ def launcher_of(
     """A launcher, as after a restart of its caller; `keys` are the section's. Its identity owns the endpoint."""
     os.environ["FILMLOOP_GLOBUS_SECRET"] = SECRET
     words: dict[str, Any] = {
-        "endpoint": compute.endpoint.id, "options": ENGINES[engine], "control": ENGINES["processes"],
+        "endpoint": compute.endpoint.id, "options": ENGINES[engine], "control": ENGINES["control"],
         "poll_s": 0.1, "queue_wait_s": 60.0, "silent_s": 30.0, "request_timeout_s": 10.0, **keys,
     }  # fmt: skip
     return GlobusLauncher(

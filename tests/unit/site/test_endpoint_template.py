@@ -64,8 +64,8 @@ def load() -> Iterator[Load]:
 @pytest.mark.parametrize(
     ("options", "engine"),
     [
-        ({"engine": "control"}, "ProcessPoolEngine"),
-        ({"engine": "threads", "workers": 1}, "ThreadPoolEngine"),
+        ({"engine": "control"}, "ThreadPoolEngine"),
+        ({"engine": "processes", "workers": 1}, "ProcessPoolEngine"),
         ({"engine": "local"}, "GlobusComputeEngine"),
         (PBS, "GlobusComputeEngine"),
         (PBS | {"mpi": True, "nodes_per_block": 2}, "GlobusMPIEngine"),
@@ -88,7 +88,7 @@ def test_the_options_of_each_site_file_give_an_engine(load: Load, name: str, nod
     engine = load(launcher.options | {"interface": "lo"}).engine
     assert type(engine).__name__ == ("GlobusMPIEngine" if nodes == 2 else "GlobusComputeEngine")
     assert engine.executor.provider.nodes_per_block == nodes
-    assert type(load(launcher.control).engine).__name__ == "ProcessPoolEngine"
+    assert type(load(launcher.control).engine).__name__ == "ThreadPoolEngine"
 
 
 @pytest.mark.parametrize("name", ["lcls-polaris", "lcls-perlmutter"])
@@ -202,7 +202,7 @@ def test_an_interface_that_this_host_has_not_is_told(load: Load) -> None:
     ("options", "words"),
     [
         ({}, "'engine' is a required property"),
-        ({"engine": "process"}, "'process' is not one of ['control', 'threads', 'local', 'pbs', 'slurm']"),
+        ({"engine": "process"}, "'process' is not one of ['control', 'processes', 'local', 'pbs', 'slurm']"),
         (PBS | {"acount": "x"}, "'acount' was unexpected"),
         (PBS | {"account": ""}, "''"),
         ({key: value for key, value in PBS.items() if key != "queue"}, "'queue' is a required property"),

@@ -43,7 +43,7 @@ def test_slurm_judges_a_script_with_what_the_options_say() -> None:
 
 
 def test_where_nothing_is_queued_nothing_is_asked() -> None:
-    assert queue.question_for({"engine": "threads"}) is None
+    assert queue.question_for({"engine": "control"}) is None
     assert queue.question_for({"account": "of a facility's own template"}) is None
 
 
