@@ -378,6 +378,7 @@ def _ship(cycle: Cycle, step: str, direction: Direction, items: list[MoveItem]) 
         deadline_s=cycle.parts.config.mover.deadline_s,
         poll_s=cycle.parts.poll_s,
         keep_handle=lambda handle: cycle.keep_handle(step, handle),
+        tell=lambda text: cycle.tell(step, text),
     )
 
 

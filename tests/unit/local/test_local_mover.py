@@ -110,7 +110,7 @@ def test_the_deadline_ends_a_move_that_may_be_tried_again(site: MoverSite, make:
     hurried = make(deadline_s=1e-9)
     status = ended(hurried, hurried.submit("to_cluster", items, key="k1"))
     assert (status.state, status.retryable) == ("failed", True)
-    assert "mover.deadline_s" in status.detail
+    assert "mover.deadline_s" in status.hint
     patient = make()
     assert ended(patient, patient.submit("to_cluster", items, key="k1")).state == "succeeded"
 
