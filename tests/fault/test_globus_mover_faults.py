@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from filmloop.adapters.globus.transfer.attempts import Attempts
 from filmloop.adapters.globus.transfer.client import REPEATS
 from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.paths import Home
@@ -435,3 +436,22 @@ def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) ->
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
+
+
+def test_a_task_that_was_never_sent_is_made_anew_only_when_it_is_given_up(scenario: Scenario) -> None:
+    scenario.fault("refuse", times=-1, match=POST_TRANSFER, **BUSY)
+    assert scenario.run(stall_s=0.5).state == "failed"
+    assert scenario.fired("refuse") >= SDK_TRIES
+    scenario.hosted.clear_faults()
+    attempts = Attempts(scenario.site.journal / scenario.key)
+    attempt = attempts.latest()
+    assert attempt is not None
+    attempts.keep_task(attempt, 0, deadline_utc="2026-01-01T00:00:00+00:00")
+    before = scenario.fired("refuse")
+    scenario.fault("refuse", skip=1, times=-1, match={"route": "GET /v0.10/task_list"}, **BUSY)
+    status = scenario.run(stall_s=0.5)
+    assert (status.state, status.retryable, "was not sent in time" in status.detail) == ("failed", True, True)
+    assert scenario.fired("refuse") == before + SDK_TRIES
+    scenario.hosted.clear_faults()
+    assert scenario.run().state == "succeeded"
+    scenario.check()
