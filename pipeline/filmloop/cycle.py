@@ -59,9 +59,9 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
     `again`: shards count as fresh although they were trained on.
 
     Raises:
-        FilmloopError: a step failed. After a retryable error, or one that a login mends, the cycle stays open and the
-            next call goes on with it; after any other, or the tenth at the same step, it is closed as failed and the
-            next call begins anew.
+        FilmloopError: a step failed. After a retryable error the cycle stays open and the next call goes on with it;
+            after any other, or the tenth at the same step, it is closed as failed and the next call begins anew. For a
+            login it stays open as long as it takes.
     """
     settle(parts.registry, parts.ledger)
     cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
@@ -70,8 +70,9 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             return _steps(cycle, again)
         except FilmloopError as exc:
             exc.ids.setdefault("cycle_id", cycle.id)
-            goes_on = exc.retryable or isinstance(exc, AuthError)
-            if not goes_on or cycle.attempts() >= _MAX_ATTEMPTS:
+            if isinstance(exc, AuthError):
+                cycle.forgive()
+            elif not exc.retryable or cycle.attempts() >= _MAX_ATTEMPTS:
                 close_failed(cycle, exc)
             raise
         except Exception as exc:
@@ -377,6 +378,7 @@ def _ship(cycle: Cycle, step: str, direction: Direction, items: list[MoveItem]) 
         deadline_s=cycle.parts.config.mover.deadline_s,
         poll_s=cycle.parts.poll_s,
         keep_handle=lambda handle: cycle.keep_handle(step, handle),
+        tell=lambda text: cycle.tell(step, text),
     )
 
 

@@ -174,6 +174,12 @@ class Ledger:
             )
         return next(step for step in self.steps(cycle_id) if step.name == name)
 
+    def forgive_attempt(self, cycle_id: str) -> None:
+        """Do not count the latest attempt at the step that is not done."""
+        self._run(
+            "UPDATE steps SET attempts = attempts - 1 WHERE cycle_id = ? AND result IS NULL AND attempts > 0", cycle_id
+        )
+
     def keep_handle(self, cycle_id: str, name: str, handle: str) -> None:
         """Journal what a remote call returned."""
         self._run("UPDATE steps SET handle = ? WHERE cycle_id = ? AND name = ?", handle, cycle_id, name)

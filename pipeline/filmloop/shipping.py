@@ -11,13 +11,16 @@ from pathlib import Path
 from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
 from filmloop.core.documents import FileDigest, ShardRef
-from filmloop.core.errors import DataError, TransientError
+from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
 from filmloop.ports.registry import Registry
 from filmloop.staging.catalog import SealedShard
 
 _MOVE_ATTEMPTS = 3
+_KINDS: dict[str, type[FilmloopError]] = {
+    kind.__name__: kind for kind in (DataError, VerificationError, CancelledError, TransientError)
+}
 
 
 def shard_items(home: Home, shard: SealedShard) -> list[MoveItem]:
@@ -86,33 +89,49 @@ def move(
     deadline_s: float,
     poll_s: float,
     keep_handle: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> dict[str, int]:
     """Submit and poll until all files have arrived; a move that failed for a passing reason is submitted again.
 
-    All attempts are one move to the mover: what one has brought is not sent again by the next.
+    All attempts are one move to the mover: what one has brought is not sent again by the next. What it waits for is
+    told whenever that changes.
 
     Raises:
         DataError: a file is not what it should be.
+        CancelledError: a person has stopped it at the service that moves.
         TransientError: the deadline passed, or three attempts failed for a passing reason; the next call goes on.
+        FilmloopError: the mover failed for a reason that nobody foresaw.
     """
+    said = ""
     for _ in range(_MOVE_ATTEMPTS):
         handle = mover.submit(direction, items, key=key)
         keep_handle(handle)
 
         def ended(handle: str = handle) -> MoveStatus | None:
+            nonlocal said
             status = mover.poll(handle)
-            return None if status.state == "active" else status
+            if status.state != "active":
+                return status
+            if status.detail != said:
+                said = status.detail
+                if said:
+                    tell(said)
+            return None
 
         status = wait_until(
-            ended, deadline_s=deadline_s, what=f"The move {direction}", first_s=0.02, cap_s=poll_s,
+            ended, deadline_s=deadline_s, what=f"The move {direction}", first_s=0.02, cap_s=poll_s, last=lambda: said,
             hint="Rerun: it goes on where it was. [mover] deadline_s allows it more time.",
         )  # fmt: skip
         if status.state == "succeeded":
             return {"files": len(items), "bytes": sum(item.size_bytes for item in items)}
         if not status.retryable:
             break
-    error = TransientError if status.retryable else DataError
-    raise error(
-        f"The move {direction} failed: {status.detail}",
-        hint="`filmloop shards verify` checks the files on this side; rerunning goes on with what is missing.",
-    )
+    raise _error_of(status, f"The move {direction} failed: {status.detail}")
+
+
+def _error_of(status: MoveStatus, message: str) -> FilmloopError:
+    kind = _KINDS.get(status.error, TransientError if status.retryable else FilmloopError)
+    hint = "Rerunning goes on with what is missing."
+    if issubclass(kind, DataError):
+        hint = "`filmloop shards verify` checks the files on this side."
+    return kind(message, hint=status.hint or hint)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from filmloop.adapters.globus.transfer.attempts import Attempts
 from filmloop.adapters.globus.transfer.client import REPEATS
+from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.paths import Home
 from filmloop.core.errors import AuthError, DataError
 from filmloop.shipping import shard_items, shard_paths
@@ -46,7 +49,7 @@ def make(rig: GlobusRig, tmp_path: Path, record_property: Callable[[str, object]
     with rig.site(tmp_path) as site:
         yield lambda **of: Scenario(site=site, **of)
     rig.hosted.reset()
-    transfer.behave(rig.hosted, bytes_per_s=None, pending_limit=100, page=100)
+    transfer.behave(rig.hosted, bytes_per_s=None, pending_limit=100, page=100, slots=3)
 
 
 @pytest.fixture
@@ -272,9 +275,38 @@ def test_a_task_that_is_paused_to_the_deadline_is_given_up_with_the_reason(scena
     status, took_s = timed(lambda: scenario.run(stall_s=20.0, deadline_s=4.0))
     assert (status.state, status.retryable) == ("failed", True)
     assert scenario.fired("paused") == 1
+    assert "the file system is drained" in status.detail
+    assert "mover.deadline_s" in status.hint
     assert took_s < 15
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
+
+
+def queued_to_its_deadline(scenario: Scenario) -> GlobusMover:
+    """Another move has the only slot; the mover of that one."""
+    transfer.behave(scenario.hosted, slots=1)
+    scenario.fault("paused", match={"number": 0})
+    other = scenario.site.make()
+    replace(scenario, key="other").start(other)
+    scenario.until("paused")
+    status = scenario.run(deadline_s=2.0)
+    assert (status.state, status.retryable, "Queued" in status.detail) == ("failed", True, True)
+    assert [task["status"] for task in scenario.site.tasks()] == ["ACTIVE", "ACTIVE"]
+    return other
+
+
+def test_a_task_that_is_queued_to_the_deadline_keeps_its_place(scenario: Scenario) -> None:
+    queued_to_its_deadline(scenario).cancel("other")
+    assert scenario.run().state == "succeeded"
+    scenario.check(tasks=2)
+
+
+def test_a_queued_task_of_a_move_that_nobody_goes_on_with_is_cancelled(scenario: Scenario) -> None:
+    queued_to_its_deadline(scenario)
+    mover = scenario.site.make()
+    mover.cancel(scenario.key)
+    assert scenario.site.tasks()[1]["fatal_error"]["code"] == "CANCELED"
+    assert "cancelled" in ended(mover, scenario.key).detail
 
 
 def test_a_pause_is_told_and_when_it_ends_the_same_task_goes_on(scenario: Scenario) -> None:
@@ -387,6 +419,7 @@ def test_an_operators_cancel_is_respected_until_somebody_asks_again(scenario: Sc
     status = scenario.run(mover)
     assert (status.state, status.retryable) == ("failed", False)
     assert "maintenance day" in status.detail
+    assert (status.error, "next cycle" in status.hint) == ("CancelledError", True)
     assert scenario.fired("operator_cancel") == 1
     time.sleep(0.3)
     mover.poll(scenario.key)
@@ -403,3 +436,22 @@ def test_a_task_that_passed_its_own_deadline_is_made_anew(scenario: Scenario) ->
     assert scenario.fired("stall") == 1
     assert scenario.run().state == "succeeded"
     scenario.check(tasks=2)
+
+
+def test_a_task_that_was_never_sent_is_made_anew_only_when_it_is_given_up(scenario: Scenario) -> None:
+    scenario.fault("refuse", times=-1, match=POST_TRANSFER, **BUSY)
+    assert scenario.run(stall_s=0.5).state == "failed"
+    assert scenario.fired("refuse") >= SDK_TRIES
+    scenario.hosted.clear_faults()
+    attempts = Attempts(scenario.site.journal / scenario.key)
+    attempt = attempts.latest()
+    assert attempt is not None
+    attempts.keep_task(attempt, 0, deadline_utc="2026-01-01T00:00:00+00:00")
+    before = scenario.fired("refuse")
+    scenario.fault("refuse", skip=1, times=-1, match={"route": "GET /v0.10/task_list"}, **BUSY)
+    status = scenario.run(stall_s=0.5)
+    assert (status.state, status.retryable, "was not sent in time" in status.detail) == ("failed", True, True)
+    assert scenario.fired("refuse") == before + SDK_TRIES
+    scenario.hosted.clear_faults()
+    assert scenario.run().state == "succeeded"
+    scenario.check()

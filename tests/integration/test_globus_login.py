@@ -94,7 +94,7 @@ def test_a_person_logs_in_on_a_terminal_and_is_then_known_and_forgotten(globus: 
     mine = set(json.loads(globus.tokens_file().read_text())["data"]["DEFAULT"]["funcx_service"].values())
     assert mine & set(globus.held()["refresh_tokens"])
     gone = run("logout", "--site", site, "--json")
-    assert json.loads(gone.stdout) == {"revoked": {"data": True}}
+    assert json.loads(gone.stdout) == {"tokens": {"data": "revoked"}}
     assert not globus.tokens_file().exists()
     assert not mine & set(globus.held()["refresh_tokens"])
     assert not mine & {token["value"] for token in globus.held()["access_tokens"]}
@@ -199,8 +199,8 @@ def test_a_logout_while_globus_is_away_keeps_what_is_not_revoked(
     assert globus.hosted.fired("refuse") == 1
     assert globus.tokens_file().exists()
     globus.hosted.clear_faults()
-    assert log_out(site, "data") is True
-    assert log_out(site, "data") is False
+    assert log_out(site, "data") == "revoked"
+    assert log_out(site, "data") == "none"
 
 
 def test_a_file_that_others_can_read_is_refused_and_still_revoked(globus: Globus) -> None:
@@ -211,7 +211,7 @@ def test_a_file_that_others_can_read_is_refused_and_still_revoked(globus: Globus
     globus.tokens_file().chmod(0o644)
     with pytest.raises(AuthError, match="others can read it"):
         who_is(site, "data")
-    assert log_out(site, "data") is True
+    assert log_out(site, "data") == "revoked"
 
 
 def test_a_damaged_file_is_said_to_be_damaged_and_logout_removes_it(globus: Globus) -> None:
@@ -223,5 +223,18 @@ def test_a_damaged_file_is_said_to_be_damaged_and_logout_removes_it(globus: Glob
     with pytest.raises(AuthError, match="damaged") as caught:
         who_is(site, "data")
     assert "filmloop logout" in caught.value.hint
-    assert log_out(site, "data") is False
+    gone = run("logout", "--site", str(globus.site_file()))
+    assert "removed, but not revoked: revoke them at https://app.globus.org/settings/consents" in gone.stdout
     assert not globus.tokens_file().exists()
+    assert log_out(site, "data") == "none"
+
+
+def test_a_logout_without_the_secret_says_that_nothing_was_revoked(globus: Globus) -> None:
+    site = globus.site_file("client", mapped=False)
+    assert run("login", "--site", str(site)).returncode == 0
+    assert globus.held()["access_tokens"]
+    gone = run("logout", "--site", str(site), FILMLOOP_GLOBUS_SECRET="")
+    assert "data: tokens removed, but not revoked: they end within two days; with FILMLOOP_GLOBUS_SECRET" in gone.stdout
+    assert not globus.tokens_file().exists()
+    again = run("logout", "--site", str(site), "--json", FILMLOOP_GLOBUS_SECRET="")
+    assert json.loads(again.stdout) == {"tokens": {"data": "none"}}

@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from filmloop.adapters.globus.transfer.client import Transfer
+from filmloop.adapters.globus.transfer.place import FarSide, LostError
+from filmloop.adapters.globus.transfer.renames import Step
+from filmloop.adapters.globus.transfer.side import Side
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import DataError
+from filmloop.core.errors import DataError, TransientError
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import MoveItem, MoveStatus
 from filmloop.testing.contracts.mover import THREE, MoverSite, ended, files_below, item
 from filmloop.testing.globus.transfer import rig as transfer
+from rigs.globus_faults import RENAME
 from rigs.globus_mover import GlobusRig, GlobusSite, globus_rig, two_identities
 
 COLUMNS = ("counts", "pulse_id", "phase", "weight", "version", "sort")
@@ -187,7 +192,18 @@ def test_what_somebody_cleaned_away_at_the_cluster_is_sent_again(site: GlobusSit
     moved(site, items, "c1-move")
     (site.cluster / shard(0)[-1]).unlink()
     assert moved(site, items, "c2-move").state == "succeeded"
-    assert [len(task["asked"]["DATA"]) for task in site.tasks()] == [14, 1]
+    assert [len(task["asked"]["DATA"]) for task in site.tasks()] == [14, 14], "nothing speaks for the rest of the shard"
+
+
+def test_what_a_purge_removed_is_sent_again_although_it_left_the_folders(site: GlobusSite) -> None:
+    items = put(site, *shard(0), *shard(1), *bundle(3), *bundle(4))
+    moved(site, items, "c1-move")
+    for name in (*shard(0), *bundle(3)):
+        (site.cluster / name).unlink()
+    assert moved(site, items, "c2-move").state == "succeeded"
+    assert [len(task["asked"]["DATA"]) for task in site.tasks()] == [34, 17]
+    for name in (*shard(0), *bundle(3)):
+        assert (site.cluster / name).read_bytes() == (site.edge / name).read_bytes()
 
 
 def test_what_was_discarded_is_sent_again_and_the_deletion_takes_nothing_of_it(
@@ -279,3 +295,34 @@ def test_after_its_deadline_a_document_that_never_arrived_is_written_anew(rig: G
     assert ended(site.make(), "c1-move").state == "succeeded"
     assert len(site.tasks()) == 1
     assert (site.journal / "c1-move/attempt-0002.json").exists()
+
+
+@pytest.fixture
+def far(site: GlobusSite) -> Iterator[FarSide]:
+    transfer = Transfer(site.globus, site.section, "data")
+    yield FarSide(Side(site.section.cluster), "k1", lambda send: send(transfer))
+    transfer.close()
+
+
+def test_a_folder_whose_parent_was_cleaned_up_is_made_with_files_that_are_sent_again(far: FarSide) -> None:
+    far.take(Step(kind="mkdir", path="weights"), {})
+    far.take(Step(kind="mkdir", path="weights"), {})
+    with pytest.raises(LostError, match="weights/mixer/3"):
+        far.take(Step(kind="mkdir", path="weights/mixer/3"), {})
+
+
+@pytest.mark.parametrize("kind", ["rename", "replace"])
+def test_an_old_file_of_the_same_size_that_does_not_make_way_is_not_taken_for_the_new_one(
+    site: GlobusSite, far: FarSide, kind: str
+) -> None:
+    (site.cluster / ".incoming/k1").mkdir(parents=True)
+    (site.cluster / ".incoming/k1/f").write_bytes(b"new")
+    (site.cluster / "f").write_bytes(b"old")
+    step = Step.model_validate({"kind": kind, "path": "f"})
+    site.hosted.fault("refuse", times=-1, match=RENAME, status=409, code="RenameFailed.Exists")
+    with pytest.raises(TransientError, match="does not make way"):
+        far.take(step, {"f": 3})
+    assert site.hosted.fired("refuse") == (4 if kind == "replace" else 3)
+    site.hosted.clear_faults()
+    far.take(step, {"f": 3})
+    assert (site.cluster / "f").read_bytes() == b"new"

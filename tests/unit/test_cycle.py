@@ -252,6 +252,21 @@ def test_a_login_that_is_missing_leaves_the_cycle_open_and_it_goes_on_after_it(w
     assert world.champion() == "1"
 
 
+def test_a_login_that_is_missing_for_a_whole_weekend_keeps_the_cycle(world: World) -> None:
+    world.stage()
+    with pytest.raises(TransientError):
+        world.cycle("hang_up")
+    for _ in range(12):
+        with pytest.raises(AuthError):
+            world.cycle("lock_out")
+    for _ in range(8):
+        with pytest.raises(TransientError):
+            world.cycle("hang_up")
+    assert world.ledger.open_cycle() is not None, "nine attempts count"
+    world.cycle("win")
+    assert [row.outcome for row in world.ledger.history()] == ["promoted"]
+
+
 def test_a_cut_off_cycle_is_abandoned_when_the_site_has_changed(world: World) -> None:
     world.stage()
     with pytest.raises(TransientError):

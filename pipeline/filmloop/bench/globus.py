@@ -162,7 +162,7 @@ def by_mover(site: Site, load: Load) -> None:
         for direction, items in load.ways:
             move(
                 mover, direction, items, key=f"c{load.number}-{direction}", deadline_s=_DEADLINE_S, poll_s=0.2,
-                keep_handle=lambda _: None,
+                keep_handle=lambda _: None, tell=lambda _: None,
             )  # fmt: skip
     finally:
         mover.close()

@@ -63,16 +63,16 @@ def logout(site_file: SiteFile = None, sets: Sets = None, role: RoleOption = Non
     """Revoke the site's tokens at Globus and remove their files."""
     set_up_logs(quiet=True)
     site = _globus_site(site_file, sets or ())
-    from filmloop.adapters.globus.identity.login import log_out, roles_of
+    from filmloop.adapters.globus.identity.login import log_out, roles_of, still_good
 
     done = {name: log_out(site.config, name) for name in roles_of(site.config) if role in (None, name)}
     if json:
-        print_json({"revoked": done})
+        print_json({"tokens": done})
         return
-    for name, revoked in done.items():
-        out.print(
-            f"{name}: {'tokens revoked and removed' if revoked else 'there were no tokens to revoke'}", markup=False
-        )
+    words = {"revoked": "tokens revoked and removed", "none": "there were no tokens to revoke"}
+    for name, state in done.items():
+        text = words.get(state) or f"tokens removed, but not revoked: {still_good(site.config, name)}"
+        out.print(f"{name}: {text}", markup=False)
 
 
 def whoami(site_file: SiteFile = None, sets: Sets = None, role: RoleOption = None, json: AsJson = False) -> None:

@@ -5,6 +5,7 @@ FilmloopError            70  something nobody foresaw
 ├── TransientError        3  try again: a server is away, a disk is full, a deadline passed
 │   └── TerminatedError  75  told to stop; its state is saved, the same call goes on from there
 ├── AuthError             4  a person must log in
+├── CancelledError        7  a person stopped it where it was at work
 ├── DataError             5  bytes on disk are not what they should be
 │   └── VerificationError 5  a digest, shape or golden pair does not match: nothing was loaded
 └── TrainingError         6  the trainer failed or produced something unusable
@@ -77,6 +78,12 @@ class AuthError(FilmloopError):
     """A login, consent or permission is missing."""
 
     exit_code = 4
+
+
+class CancelledError(FilmloopError):
+    """A person stopped it where it was at work, for a reason of theirs: nothing repeats it by itself."""
+
+    exit_code = 7
 
 
 class DataError(FilmloopError):

@@ -19,11 +19,12 @@ def wait_until(
     hint: str = "",
     first_s: float = 0.05,
     cap_s: float = 1.0,
+    last: Callable[[], str] = str,
 ) -> T:
     """Poll `ready` with a growing pause until it returns something other than None.
 
     Raises:
-        TransientError: `deadline_s` seconds passed; `what` names the thing waited for.
+        TransientError: `deadline_s` seconds passed; `what` names the thing waited for, `last` what was seen of it.
     """
     end, pause_s = time.monotonic() + deadline_s, first_s
     while True:
@@ -32,6 +33,7 @@ def wait_until(
             return found
         left_s = end - time.monotonic()
         if left_s <= 0:
-            raise TransientError(f"{what} did not happen within {deadline_s:.0f} s.", hint=hint)
+            seen = f": {words}" if (words := last()) else "."
+            raise TransientError(f"{what} did not happen within {deadline_s:.0f} s{seen}", hint=hint)
         time.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 1.5, cap_s)

@@ -33,12 +33,21 @@ class MoveItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveStatus:
-    """Where a move stands."""
+    """Where a move stands.
+
+    Attributes:
+        detail: What it waits for, or why it failed, in words.
+        error: Class of the error that ended it, a name of `core.errors`; '' if none did.
+        hint: What that error says to do.
+        retryable: Whether a failed move may be submitted again by itself.
+    """
 
     state: Literal["active", "succeeded", "failed"]
     files_done: int = 0
     bytes_done: int = 0
     detail: str = ""
+    error: str = ""
+    hint: str = ""
     retryable: bool = True
 
 

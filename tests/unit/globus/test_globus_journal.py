@@ -13,7 +13,7 @@ from filmloop.adapters.globus.transfer.document import delete_document, label, t
 from filmloop.adapters.globus.transfer.placed import Placed
 from filmloop.adapters.globus.transfer.side import Side, overlap, relative
 from filmloop.config.globus import Collection
-from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
+from filmloop.core.errors import AuthError, CancelledError, DataError, FilmloopError, TransientError
 from filmloop.testing.contracts.mover import item
 
 NUMBER = "0a1b2c3d-0000-4000-8000-000000000000"
@@ -146,6 +146,7 @@ def test_a_verdict_names_the_file_the_code_and_the_pause_in_its_own_words() -> N
 def test_a_cancel_at_globus_is_not_retried_and_told_in_its_own_words() -> None:
     body = {"status": "FAILED", "canceled_by_admin": "SOURCE", "canceled_by_admin_message": "you fill our link"}
     error = ended_badly("t1", view(**body, fatal_error={"code": "CANCELED", "description": ""}), None, "data")
+    assert type(error) is CancelledError
     assert not error.retryable
     assert "you fill our link" in error.message
 

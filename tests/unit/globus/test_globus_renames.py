@@ -122,10 +122,29 @@ def test_any_set_of_paths_gets_in_place(paths: list[str], there: Callable[[], Co
     assert history[-1] == set(paths)
 
 
-def test_what_is_there_is_told_by_one_look_at_each_branch() -> None:
+def test_what_is_there_is_told_by_a_look_at_each_branch_and_at_folders_that_no_file_speaks_for() -> None:
     there = Collection(*SHARDS, *WEIGHTS)
     assert standing(dict.fromkeys(SHARDS + WEIGHTS, 1), there.listing) == set(SHARDS + WEIGHTS)
-    assert there.looks == 2
+    assert there.looks == 3, "the shards' run, the version, its plots"
+
+
+def folders_of(*paths: str) -> tuple[str, ...]:
+    return tuple(path.rpartition("/")[0] for path in paths)
+
+
+def test_folders_that_a_purge_has_emptied_are_no_proof_of_their_files() -> None:
+    versions = [*WEIGHTS, *(path.replace("/3/", "/4/") for path in WEIGHTS)]
+    wanted = dict.fromkeys(SHARDS + versions, 1)
+    emptied = Collection(folders=folders_of(*SHARDS, *versions))
+    assert standing(wanted, emptied.listing) == set()
+    left = Collection(*SHARDS[4:], *versions[3:], folders=folders_of(*SHARDS, *versions))
+    assert standing(wanted, left.listing) == {*SHARDS[4:], *versions[3:]}
+
+
+def test_a_manifest_that_is_gone_or_another_takes_its_folder_with_it() -> None:
+    wanted = dict.fromkeys(SHARDS, 1)
+    assert standing(wanted, Collection(*SHARDS[:3], *SHARDS[4:]).listing) == set(SHARDS[4:])
+    assert standing(wanted | {SHARDS[3]: 2}, Collection(*SHARDS).listing) == set(SHARDS[4:])
 
 
 def test_a_file_of_another_size_or_a_folder_that_is_gone_is_not_there() -> None:

@@ -110,9 +110,18 @@ def test_the_deadline_ends_a_move_that_may_be_tried_again(site: MoverSite, make:
     hurried = make(deadline_s=1e-9)
     status = ended(hurried, hurried.submit("to_cluster", items, key="k1"))
     assert (status.state, status.retryable) == ("failed", True)
-    assert "mover.deadline_s" in status.detail
+    assert "mover.deadline_s" in status.hint
     patient = make()
     assert ended(patient, patient.submit("to_cluster", items, key="k1")).state == "succeeded"
+
+
+def test_a_bug_in_a_mover_is_told_as_one(site: MoverSite, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filmloop.adapters.local.moveworker.deliver", lambda *_, **__: 1 // 0)
+    mover = make()
+    status = ended(mover, mover.submit("to_cluster", site.put("to_cluster", THREE), key="k1"))
+    assert (status.state, status.retryable, status.error) == ("failed", False, "FilmloopError")
+    assert "ZeroDivisionError" in status.detail
+    assert "bug" in status.hint
 
 
 def test_a_failure_is_taken_up_again_while_its_worker_still_goes_home(site: MoverSite, make: Make) -> None:

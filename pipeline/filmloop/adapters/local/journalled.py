@@ -53,6 +53,10 @@ class JournalledMover(ABC, Generic[Worker]):
     def worker(self, folder: Path, request: MoveRequest) -> Worker:
         """What works on the move that is journalled in `folder`; not started."""
 
+    def at_work(self, folder: Path) -> bool:
+        """Whether something elsewhere works on the move yet, although it failed here."""
+        return False
+
     def submit(self, direction: Direction, items: Sequence[MoveItem], *, key: str) -> str:
         """See `Mover.submit`. A move that failed or was cancelled is taken up again; what arrived is not sent twice."""
         request = as_request(direction, items, key)
@@ -95,8 +99,10 @@ class JournalledMover(ABC, Generic[Worker]):
             DataError: no such handle.
         """
         folder = self._known(handle)
-        if self._outcome(handle) is not None:
-            return
+        if (outcome := self._outcome(handle)) is not None:
+            if outcome.state == "succeeded" or not self.at_work(folder):
+                return
+            self._reopen(handle)
         with disk_errors(folder):
             (folder / CANCEL).touch()
         if worker := self._work_on(handle):

@@ -58,6 +58,8 @@ class MoveOutcome(Document):
     files_done: int = 0
     bytes_done: int = 0
     detail: str = ""
+    error: str = ""
+    hint: str = ""
     retryable: bool = True
     ended_utc: str
 
@@ -68,6 +70,8 @@ class MoveOutcome(Document):
             files_done=self.files_done,
             bytes_done=self.bytes_done,
             detail=self.detail,
+            error=self.error,
+            hint=self.hint,
             retryable=self.retryable,
         )
 

@@ -16,6 +16,7 @@ from filmloop.core.fsio import try_lock
 
 _TICK_S = 0.1
 """A pause looks so often whether somebody cancelled the move or its process lets it go."""
+_BUG = "That is a bug: the log has its traceback. The next cycle sends the files again."
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +94,7 @@ class MoveThread(ABC):
             raise StoppedError
         if self.overdue():
             raise OverdueError(
-                f"Move {self.request.key} did not end within {self.deadline_s:g} s.",
+                f"Move {self.request.key} did not end within {self.deadline_s:g} s{f': {self.detail}' if self.detail else '.'}",
                 hint="What arrived stays; submit it again to go on, or raise mover.deadline_s in the site file.",
             )
 
@@ -121,19 +122,23 @@ class MoveThread(ABC):
             except (AuthError, ConfigError) as exc:
                 self.error = exc
             except FilmloopError as exc:
-                self._end("failed", f"{exc.message} {exc.hint}".strip(), retryable=exc.retryable)
+                self._end("failed", exc.message, error=exc)
             except Exception as exc:
                 _log.exception("move %s failed", self.request.key)
-                self._end("failed", f"{type(exc).__name__}: {exc}", retryable=False)
+                self._end("failed", (told := f"{type(exc).__name__}: {exc}"), error=FilmloopError(told, hint=_BUG))
 
-    def _end(self, state: Literal["succeeded", "failed"], detail: str = "", *, retryable: bool = True) -> None:
+    def _end(
+        self, state: Literal["succeeded", "failed"], detail: str = "", *, error: FilmloopError | None = None
+    ) -> None:
         self.tidy(succeeded=state == "succeeded")
         outcome = MoveOutcome(
             state=state,
             files_done=self.files_done,
             bytes_done=self.bytes_done,
             detail=detail,
-            retryable=retryable,
+            error=type(error).__name__ if error else "",
+            hint=error.hint if error else "",
+            retryable=error is None or error.retryable,
             ended_utc=utc_now(),
         )
         try:

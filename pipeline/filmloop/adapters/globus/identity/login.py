@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import globus_sdk
 from globus_sdk import GlobusApp, GlobusAppConfig
@@ -31,6 +31,8 @@ from filmloop.adapters.globus.identity.who import (
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError
 
+LoggedOut = Literal["revoked", "none", "removed"]
+"""What became of tokens; `removed`: their file is gone, but without a secret, or damaged, they could not be revoked."""
 Ask = Callable[[str], str]
 """Shows a person the address to visit, and returns the code that they bring back."""
 
@@ -111,30 +113,39 @@ def log_in(config: SiteConfig, role: Role, *, ask: Ask, asked: Asked = Asked()) 
     return who_is(config, role)
 
 
-def log_out(config: SiteConfig, role: Role) -> bool:
-    """Revoke the tokens of a role and remove their file; False: there were none, or they could not be read to be revoked.
+def log_out(config: SiteConfig, role: Role) -> LoggedOut:
+    """Revoke the tokens of a role and remove their file, also where they cannot be revoked.
 
     Raises:
-        AuthError: the secret is not in the environment.
+        AuthError: Globus refuses to revoke them; they are still there.
         TransientError: Globus is away; what was not revoked is still there.
     """
     who = identity_of(config.globus, role)
     remember_identity(role, who)
     store = _store(who)
     if not store.file_exists():
-        return False
+        return "none"
     with suppress(OSError):
         os.chmod(store.filepath, 0o600)
+    held = True
     try:
         held = bool(store.get_token_data_by_resource_server())
         app = open_app(config.globus, role)
     except AuthError:
         store.remove()
-        return False
+        return "removed" if held else "none"
     with globus_errors("Logging out", role=role):
         app.logout(sweep=True)
     store.remove()
-    return held
+    return "revoked" if held else "none"
+
+
+def still_good(config: SiteConfig, role: Role) -> str:
+    """What to do about tokens that were removed and not revoked."""
+    who = identity_of(config.globus, role)
+    if who.login == "user":
+        return "revoke them at https://app.globus.org/settings/consents"
+    return f"they end within two days; with {who.secret_name} in the environment `filmloop logout` revokes them"
 
 
 def who_is(config: SiteConfig, role: Role) -> Who:

@@ -58,6 +58,11 @@ class TaskView:
         """Whether nothing more will happen."""
         return self.status in ("SUCCEEDED", "FAILED")
 
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for its turn, and nobody holds it."""
+        return self.nice.casefold() == "queued" and not self.paused and not self.ended
+
     def progress(self, size_bytes: int) -> tuple[int, ...]:
         """Changes whenever something was done; a file of the `size_bytes` in all that is sent over and over does not count."""
         return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from filmloop.adapters.globus.identity.who import Role, access_hint, remembered
 from filmloop.adapters.globus.transfer.client import Fault, TaskView
-from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
+from filmloop.core.errors import AuthError, CancelledError, DataError, FilmloopError, TransientError
 
 EXTERNAL_CHECKSUM = "EXTERNAL_CHECKSUM_MISMATCH"
 """A file is not what its item says."""
@@ -57,7 +57,7 @@ def ended_badly(task_id: str, view: TaskView, fault: Fault | None, role: Role) -
     """The error for a task that Transfer has ended without success."""
     if view.code == "CANCELED":
         # Not to be repeated by itself: whoever did it had a reason. A person's call, or a later cycle, starts anew.
-        return FilmloopError(
+        return CancelledError(
             f"Globus task {task_id} was cancelled at Globus, not by filmloop. {view.reason}".rstrip(),
             hint="https://app.globus.org/activity tells by whom. The next cycle sends the files again.",
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filmloop.adapters.globus.transfer.attempts import SWEPT
+from filmloop.adapters.globus.transfer.attempts import SWEPT, Attempts
 from filmloop.adapters.globus.transfer.discards import Discards
 from filmloop.adapters.globus.transfer.ends import Ends
 from filmloop.adapters.globus.transfer.movetask import GlobusMove
@@ -72,6 +72,11 @@ class GlobusMover(JournalledMover[GlobusMove]):
     def worker(self, folder: Path, request: MoveRequest) -> GlobusMove:
         """See `JournalledMover.worker`."""
         return GlobusMove(folder, request, self._ends)
+
+    def at_work(self, folder: Path) -> bool:
+        """See `JournalledMover.at_work`: a task that was queued at the deadline, or could not be cancelled."""
+        attempt = Attempts(folder).latest()
+        return attempt is not None and attempt.state == "sent"
 
     def discard(self, paths: Sequence[str], *, key: str) -> None:
         """See `Mover.discard`. One task of Globus deletes everything, after this has returned.

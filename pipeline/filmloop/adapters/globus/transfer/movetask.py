@@ -51,6 +51,7 @@ class GlobusMove(MoveThread):
         self._tasks = Tasks(request.key, request.direction, self._items, self._attempts, ends, self._patience)
         self._far = FarSide(ends.cluster, request.key, self._patience.ask)
         self._across: set[int] = set()
+        self._queued = False
         self._looked_at: set[tuple[str, str]] = set()
 
     def move(self) -> None:
@@ -60,7 +61,12 @@ class GlobusMove(MoveThread):
         except VerdictError as verdict:
             self._tasks.give_up(str(verdict))
             raise verdict.error from verdict
-        except (OverdueError, DataError, ConfigError) as exc:
+        except OverdueError as exc:
+            # A task that waits for its turn has done no harm, and would lose its place.
+            if not self._queued:
+                self._tasks.give_up(exc.message)
+            raise
+        except (DataError, ConfigError) as exc:
             self._tasks.give_up(exc.message)
             raise
         except LostError:
@@ -164,6 +170,7 @@ class GlobusMove(MoveThread):
 
         def tell(view: TaskView, text: str) -> None:
             self.files_done, self.bytes_done, self.detail = files + view.files, size_bytes + view.bytes, text
+            self._queued = view.queued
 
         watch = Watch(
             task.task_id, size_bytes=sum(self._items[number].size_bytes for number in task.items),
@@ -171,6 +178,7 @@ class GlobusMove(MoveThread):
             stall_s=self._section.stall_s, look=self._look, tell=tell,
         )  # fmt: skip
         view = watch.until_done()
+        self._queued = False
         self._count(task.items)
         return view
 
@@ -242,7 +250,7 @@ class GlobusMove(MoveThread):
         steps = attempt.steps or ()
         for number in range(attempt.steps_done, len(steps)):
             self.keep_on()
-            self.detail = f"placing {steps[number].path}"
+            self.detail = f"placing {len(items)} files"
             self._far.take(steps[number], sizes)
             attempt = self._attempts.keep(attempt, steps_done=number + 1)
         self._far = FarSide(self._ends.cluster, self.request.key, self._patience.ask)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 
 from filmloop.adapters.globus.transfer.client import Entry, Missing, Taken, Transfer
 from filmloop.adapters.globus.transfer.patience import Ask
@@ -44,10 +43,11 @@ class FarSide:
             sizes: Size of each file that goes to a path.
 
         Raises:
-            LostError: what was to be renamed is at neither place.
+            LostError: what was to be renamed is at neither place, or the folder for it is gone.
+            TransientError: something else has the name, and does not make way.
         """
         if step.kind == "mkdir":
-            self._ask(lambda t: self._mkdir(t, step.path))
+            self._mkdir(step.path)
         elif step.kind == "rename":
             self._rename_in(step.path, sizes)
         elif self._stat(f"{self._incoming}/{step.path}") is not None:
@@ -61,7 +61,12 @@ class FarSide:
         if obstacle is Taken:
             self._set_aside(path)
             obstacle = self._rename(f"{self._incoming}/{path}", path)
-        if obstacle is not None:
+        if obstacle is Taken:
+            raise TransientError(
+                f"{path} cannot be replaced at the cluster: something has the name and does not make way.",
+                hint=f"Does something else write to {self._side.path(path)}? The next call goes on.",
+            )
+        if obstacle is Missing:
             self._confirm(path, sizes)
 
     def _set_aside(self, path: str) -> None:
@@ -70,10 +75,19 @@ class FarSide:
     def _rename(self, old: str, new: str) -> type[Exception] | None:
         """Rename; what stood in the way, if anything did."""
         side = self._side
+        return self._obstacle(lambda t: t.rename(side.collection, side.path(old), side.path(new)))
 
+    def _mkdir(self, path: str) -> None:
+        if self._obstacle(lambda t: t.mkdir(self._side.collection, self._side.path(path))) is Missing:
+            raise LostError(
+                f"The folder for {path} was at the cluster and is there no more.",
+                hint="Does something else clean up there? The files are sent again.",
+            )
+
+    def _obstacle(self, do: Callable[[Transfer], None]) -> type[Exception] | None:
         def send(transfer: Transfer) -> type[Exception] | None:
             try:
-                transfer.rename(side.collection, side.path(old), side.path(new))
+                do(transfer)
             except (Missing, Taken) as answer:
                 return type(answer)
             return None
@@ -91,7 +105,3 @@ class FarSide:
 
     def _stat(self, path: str) -> Entry | None:
         return self._ask(lambda t: t.stat(self._side.collection, self._side.path(path)))
-
-    def _mkdir(self, transfer: Transfer, path: str) -> None:
-        with suppress(Taken):
-            transfer.mkdir(self._side.collection, self._side.path(path))

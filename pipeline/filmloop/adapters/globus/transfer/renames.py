@@ -46,19 +46,46 @@ def plan_renames(paths: Sequence[str], listing: Listing) -> list[Step]:
 
 
 def standing(sizes: Mapping[str, int], listing: Listing) -> set[str]:
-    """Those of the paths that are there: files of the right size where a folder is looked at, whole folders below it."""
+    """Those of the paths that are there, by the sizes of files in as few folders as possible.
+
+    A purge removes files and leaves folders: one is believed for the sake of the files beside it that share its name up
+    to the first dot, as a shard's manifest does. Without such files it is looked into; with one of them gone it counts
+    as gone.
+    """
     paths = list(sizes)
+    found = [_standing(*looked_at, sizes, paths, listing) for looked_at in _looked_at(_tree(paths), listing)]
+    return set().union(*found)
+
+
+def _standing(
+    node: _Node,
+    path: str,
+    present: Mapping[str, Entry],
+    sizes: Mapping[str, int],
+    paths: Sequence[str],
+    listing: Listing,
+) -> set[str]:
     there: set[str] = set()
-    for node, path, present in _looked_at(_tree(paths), listing):
-        for child in node.children.values():
-            entry, place = present.get(child.name), _join(path, child.name)
-            if entry is None or entry.is_folder is child.is_file:
-                continue
-            if not child.is_file:
-                there.update(paths[number] for number in child.numbers)
-            elif entry.size_bytes == sizes[place]:
-                there.add(place)
+    whole: dict[str, bool] = {}
+    for child in (child for child in node.children.values() if child.is_file):
+        entry, place = present.get(child.name), _join(path, child.name)
+        good = entry is not None and not entry.is_folder and entry.size_bytes == sizes[place]
+        whole[_stem(child.name)] = whole.get(_stem(child.name), True) and good
+        if good:
+            there.add(place)
+    for child in (child for child in node.children.values() if not child.is_file):
+        entry, place, stem = present.get(child.name), _join(path, child.name), _stem(child.name)
+        if entry is None or not entry.is_folder:
+            continue
+        if stem not in whole:
+            there |= _standing(child, place, listing(place) or {}, sizes, paths, listing)
+        elif whole[stem]:
+            there.update(paths[number] for number in child.numbers)
     return there
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _tree(paths: Sequence[str]) -> _Node:

@@ -73,14 +73,24 @@ class Tasks:
         return self._attempts.open(tasks, documents)
 
     def submit(self, attempt: Attempt) -> Attempt:
-        """Send what may not have reached Transfer yet; the attempt is `failed` if it is too late for that."""
+        """Send what may not have reached Transfer yet; the attempt is `failed` if it is too late for that.
+
+        Raises:
+            TransientError: it is too late, and the service is away.
+        """
         for number, task in enumerate(attempt.tasks):
             if task.task_id:
                 continue
             task_id = self._sent(attempt, number, task)
             if task_id is None:
                 self.give_up("its deadline passed before it was sent")
-                return self._attempts.latest() or attempt
+                given_up = self._attempts.latest() or attempt
+                if given_up.state != "failed":
+                    raise TransientError(
+                        f"{task.label!r} was not sent in time, and its place could not be cleared.",
+                        hint="The next call sees to it.",
+                    )
+                return given_up
             attempt = self._attempts.keep_task(attempt, number, task_id=task_id)
             _log.info("move %s is Globus task %s", self._key, task_id)
         return attempt

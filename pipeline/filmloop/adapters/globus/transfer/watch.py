@@ -11,7 +11,7 @@ from filmloop.adapters.globus.transfer.diagnose import ended_badly, stalled, wor
 from filmloop.adapters.globus.transfer.patience import Ask
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 
-_QUEUED = "queued"
+_ALL_WELL = "OK"
 
 
 class VerdictError(Exception):
@@ -73,7 +73,7 @@ class Watch:
             if view is None:
                 raise VerdictError(TransientError(f"Transfer does not know task {self._task_id} any more."))
             progress = view.progress(self._size_bytes)
-            if progress != seen or (view.nice.casefold() == _QUEUED and not view.paused):
+            if progress != seen or view.queued:
                 seen, since_s = progress, time.monotonic()
             if view.status == "SUCCEEDED":
                 return view
@@ -112,4 +112,4 @@ class Watch:
             return "inactive: its login has ended"
         if self._fault is not None and view.faults:
             return f"{view.nice}; last error {words(self._fault)}".lstrip("; ")
-        return view.nice
+        return "" if view.nice == _ALL_WELL else view.nice

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
+from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
+from filmloop.shipping import move
+
+
+class Scripted:
+    """A mover that tells one status after the other; the last one for ever."""
+
+    def __init__(self, *statuses: MoveStatus) -> None:
+        self.statuses = list(statuses)
+        self.submitted = 0
+
+    def submit(self, direction: Direction, items: Sequence[MoveItem], *, key: str) -> str:
+        self.submitted += 1
+        return key
+
+    def poll(self, handle: str) -> MoveStatus:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+
+def run(mover: Scripted, told: list[str] | None = None, deadline_s: float = 10.0) -> dict[str, int]:
+    how: dict[str, Any] = {"key": "c1-move", "deadline_s": deadline_s, "poll_s": 0.01, "keep_handle": lambda _: None}
+    return move(cast(Mover, mover), "to_cluster", [], tell=(told if told is not None else []).append, **how)
+
+
+def waits(detail: str) -> MoveStatus:
+    return MoveStatus(state="active", detail=detail)
+
+
+def failed(error: str, *, retryable: bool = False, hint: str = "Do this.") -> MoveStatus:
+    return MoveStatus(state="failed", detail="what happened", error=error, hint=hint, retryable=retryable)
+
+
+def test_what_the_mover_waits_for_is_told_when_it_changes() -> None:
+    told: list[str] = []
+    done = MoveStatus(state="succeeded")
+    run(Scripted(*map(waits, ["Queued", "Queued", "paused: drained", "", "paused: drained"]), done), told)
+    assert told == ["Queued", "paused: drained", "paused: drained"]
+
+
+def test_a_deadline_that_passes_names_what_was_waited_for() -> None:
+    with pytest.raises(TransientError, match="did not happen within 0 s: paused: drained"):
+        run(Scripted(waits("paused: drained")), deadline_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("DataError", DataError),
+        ("VerificationError", VerificationError),
+        ("CancelledError", CancelledError),
+        ("FilmloopError", FilmloopError),
+        ("", FilmloopError),
+    ],
+)
+def test_the_movers_error_keeps_its_class_and_its_hint(error: str, kind: type[FilmloopError]) -> None:
+    mover = Scripted(failed(error))
+    with pytest.raises(FilmloopError, match="what happened") as caught:
+        run(mover)
+    assert (type(caught.value), caught.value.hint, mover.submitted) == (kind, "Do this.", 1)
+
+
+def test_only_damaged_data_without_a_hint_are_to_be_verified() -> None:
+    for error, verify in (("DataError", True), ("FilmloopError", False)):
+        with pytest.raises(FilmloopError) as caught:
+            run(Scripted(failed(error, hint="")))
+        assert ("filmloop shards verify" in caught.value.hint) is verify
+
+
+def test_a_passing_failure_is_submitted_three_times_and_stays_a_passing_one() -> None:
+    mover = Scripted(failed("OverdueError", retryable=True))
+    with pytest.raises(TransientError, match="what happened") as caught:
+        run(mover)
+    assert (type(caught.value), mover.submitted) == (TransientError, 3)
