@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class Ends:
         """Transfer for the calling thread, as the identity of that role."""
         return Transfer(self.globus, self.section, role)
 
-    def sweep(self, *, key: str) -> None:
-        """What moves that are over have left at the cluster is to be deleted, with the next deletions that are sent."""
+    def sweep(self, places: Sequence[str] = (), *, key: str) -> None:
+        """These places, and what moves that are over have left at the cluster, go with the next deletions that are sent."""
         swept = self.leftovers.at_cluster()
-        self.discards.add([incoming(one) for one in swept], key=key)
+        self.discards.add([*places, *(incoming(one) for one in swept)], key=key)
         self.leftovers.swept(swept)

@@ -85,9 +85,8 @@ class GlobusMover(JournalledMover[GlobusMove]):
         self.folder(key)
         places = [relative(path) for path in paths]
         self._ends.placed.forget(places)
-        self._ends.discards.add(places, key=key)
         self._ends.leftovers.end(over)
-        self._ends.sweep(key=key)
+        self._ends.sweep(places, key=key)
         if not self._ends.discards.pending():
             return
         transfer = self._ends.open("data")
