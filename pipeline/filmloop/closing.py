@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
 _KEEP_WEIGHTS = 5  # at least: the zoo keeps what it scores in a cycle
 _KEEP_FAILED = 3  # failed runs whose folder stays on the cluster, for a person to look at
+_SHARD_DEPTH = 4  # parts of data/<stream>/<run>/<shard's group or manifest>
 
 
 def resumable(parts: CycleParts) -> CycleRow | None:
@@ -35,6 +36,7 @@ def resumable(parts: CycleParts) -> CycleRow | None:
                 with suppress(FilmloopError):
                     parts.launcher.cancel(step.handle)
         _cancel_moves(parts, row.cycle_id)
+        _give_up_moves(parts, row.cycle_id)
         message = "Abandoned: it was cut off, and the site's configuration has changed since."
         _log.warning("cycle %s: %s", row.cycle_id, message)
         report = CycleReport(cycle_id=row.cycle_id, outcome="failed", message=message)
@@ -71,7 +73,7 @@ def finish(cycle: Cycle, outcome: Outcome, message: str, chosen: dict[str, Any])
     )
     report.write(cycle.folder / "summary.json")
     if result is not None:
-        _tidy(cycle, chosen)
+        _tidy(cycle)
     parts.ledger.finish_cycle(cycle.id, outcome, report.as_json(), trained=chosen.get("used", ()))
     return report
 
@@ -81,6 +83,7 @@ def close_failed(cycle: Cycle, exc: FilmloopError) -> None:
     _cancel_moves(cycle.parts, cycle.id)
     report = CycleReport(cycle_id=cycle.id, outcome="failed", message=exc.message, steps=cycle.seconds())
     report.write(cycle.folder / "summary.json")
+    _tidy(cycle)
     cycle.parts.ledger.finish_cycle(cycle.id, "failed", {**report.as_json(), "error": exc.as_dict()})
 
 
@@ -92,26 +95,60 @@ def _cancel_moves(parts: CycleParts, cycle_id: str) -> None:
                 parts.mover.cancel(step.handle)
 
 
+def _moves(parts: CycleParts, cycle_id: str) -> list[str]:
+    """Handles of the cycle's moves."""
+    return [step.handle for step in parts.ledger.steps(cycle_id) if step.name in ("move", "fetch") and step.handle]
+
+
+def _give_up_moves(parts: CycleParts, cycle_id: str) -> None:
+    """Nobody goes on with the cycle's moves: what they have brought so far makes room."""
+    try:
+        parts.mover.discard([], key=f"{cycle_id}-closed", over=_moves(parts, cycle_id))
+    except FilmloopError as exc:
+        _log.warning("what the moves of cycle %s have left was not discarded: %s", cycle_id, exc.message)
+    except Exception:
+        _log.exception("what the moves of cycle %s have left was not discarded", cycle_id)
+
+
 def _overhead_s(seconds: dict[str, float], train_s: float) -> float:
     """All steps but the training loop. A step that was killed has lost its seconds, so the difference may not be < 0."""
     return sum(s for name, s in seconds.items() if name != "train") + max(0.0, seconds.get("train", 0.0) - train_s)
 
 
-def _tidy(cycle: Cycle, chosen: dict[str, Any]) -> None:
-    """Free what neither side needs any more: run folders, shards too old to be mixed in, weights of old champions."""
-    parts = cycle.parts
+def _tidy(cycle: Cycle) -> None:
+    """Free what neither side needs any more, after a cycle that trained or failed; how it ended stays as it is."""
+    try:
+        _free_cluster(cycle)
+        parts = cycle.parts
+        parts.ledger.forget_shards(keep={shard.shard_id for shard in sealed_shards(parts.home.stage)})
+        keep_weights = max(_KEEP_WEIGHTS, parts.config.zoo.candidates + 2)
+        remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=keep_weights)
+    except FilmloopError as exc:
+        _log.warning("cycle %s was not tidied: %s", cycle.id, exc.message)
+    except Exception:
+        _log.exception("cycle %s was not tidied", cycle.id)
+
+
+def _free_cluster(cycle: Cycle) -> None:
+    """Run folders, shards too old to be mixed in, weights of old champions, what failed moves have left."""
+    parts, done = cycle.parts, cycle.results()
+    chosen, trained = done.get("select", {}), "fetch" in done
     shards = sealed_shards(parts.home.stage, parts.stream)
     kept = newest(shards, max(parts.config.training.replay_frames, 1))
-    sent = {*chosen["fresh"], *chosen["replay"]}
-    old = [s for s in shards if s.shard_id in sent and s not in kept]
-    paths = [f"runs/{cycle.id}", *(path for shard in old for path in shard_paths(parts.home, shard))]
+    if not trained:
+        # The next cycle is likely to choose them again.
+        kept += [s for s in shards if s.shard_id in {*chosen.get("fresh", ()), *chosen.get("replay", ())}]
+    needed = {path for shard in kept for path in shard_paths(parts.home, shard)}
+    # Shards that a failed cycle had shipped are in no other cycle's books.
+    there = {"/".join(path.split("/")[:_SHARD_DEPTH]) for path in parts.mover.placed(f"data/{parts.stream}")}
+    paths = sorted(there - needed)
     model, failed = parts.registry.model, [row for row in parts.ledger.history(_KEEP_CYCLES) if row.outcome == "failed"]
     paths += [f"runs/{row.cycle_id}" for row in failed[_KEEP_FAILED:]]
-    if (weights := parts.home.weights / model).is_dir():
-        paths += [weights_folder(model, path.name) for path in weights.iterdir() if path.name != chosen["champion"]]
+    if trained:
+        paths.append(f"runs/{cycle.id}")
+        if (weights := parts.home.weights / model).is_dir():
+            paths += [weights_folder(model, path.name) for path in weights.iterdir() if path.name != chosen["champion"]]
     try:
-        parts.mover.discard(paths, key=f"{cycle.id}-tidy")
+        parts.mover.discard(paths, key=f"{cycle.id}-tidy", over=_moves(parts, cycle.id))
     except FilmloopError as exc:
         _log.warning("the cluster was not tidied: %s", exc.message)
-    parts.ledger.forget_shards(keep={shard.shard_id for shard in sealed_shards(parts.home.stage)})
-    remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=max(_KEEP_WEIGHTS, parts.config.zoo.candidates + 2))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from filmloop.config.paths import Home
+from filmloop.config.paths import UNSWEPT, Home
 
 
 def remove_old(home: Home, *, keep_cycles: int, keep_weights: int) -> None:
     """Remove the bundles and move journals of all but the newest cycles, and all but the newest downloaded weights.
 
-    Cycle ids sort by time. What cannot be removed now is removed after a later cycle.
+    Cycle ids sort by time. A move that may have left something on a disk keeps its journal until that is gone. What cannot be removed now is removed after a later cycle.
     """
     for cycle in sorted(path for path in _children(home.cycles) if path.is_dir())[:-keep_cycles]:
         shutil.rmtree(cycle / "bundle", ignore_errors=True)
         for journal in _children(home.moves):
-            if journal.name.startswith(f"{cycle.name}-"):
+            if journal.name.startswith(f"{cycle.name}-") and not (journal / UNSWEPT).exists():
                 shutil.rmtree(journal, ignore_errors=True)
     for model in _children(home.weights):
         for version in sorted(_children(model), key=lambda path: path.stat().st_mtime)[:-keep_weights]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from filmloop.bundle import file_digests, verify_bundle
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import CycleReport, EvaluationReport, FileDigest, TrainJob
-from filmloop.core.errors import DataError
+from filmloop.core.errors import DataError, TransientError
 from filmloop.core.retry import wait_until
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
@@ -24,6 +24,7 @@ from filmloop.staging.reader import ShardReader
 from filmloop.testing.bundles import make_bundle, small_report
 from filmloop.testing.contracts.mover import files_below
 from filmloop.testing.fakes import MemoryRegistry
+from filmloop.testing.globus.transfer import rig as transfer
 from filmloop.testing.shards import example_block, write_shard
 from rigs.globus_mover import GlobusRig, GlobusSite, globus_rig, two_identities
 
@@ -171,3 +172,45 @@ def test_bytes_that_went_bad_after_they_were_verified_are_sent_again_by_the_next
     assert world.cycle().outcome == "promoted"
     job = world.trainer.jobs[-1]
     assert [ref.shard_id[-1] for ref in (*job.fresh, *job.replay)] == ["2", "3", "0", "1"]
+
+
+def quota(world: World, bytes_: int | None) -> None:
+    """Let the cluster have so much room."""
+    collection = world.site.section.cluster.collection
+    transfer.serve(world.rig.hosted, world.site.cluster.parents[1], collection=collection, quota_bytes=bytes_)
+
+
+def incoming(world: World) -> list[str]:
+    """Moves that have left something at the cluster, or their empty folders."""
+    folder = world.site.cluster / ".incoming"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_a_cycle_that_failed_for_want_of_room_gives_the_room_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.stage(2)
+    monkeypatch.setattr("filmloop.cycle._MAX_ATTEMPTS", 1)
+    quota(world, 6000)
+    with pytest.raises(TransientError, match="QUOTA_EXCEEDED"):
+        world.cycle()
+    assert world.parts.ledger.open_cycle() is None
+    assert world.sent(), "something was on its way"
+    wait_until(lambda: not incoming(world) or None, deadline_s=10, what="the tidying")
+    quota(world, None)
+    assert world.cycle().outcome == "promoted"
+
+
+def test_a_cycle_that_is_abandoned_gives_the_room_back(world: World) -> None:
+    world.stage(2)
+    quota(world, 6000)
+    with pytest.raises(TransientError, match="QUOTA_EXCEEDED"):
+        world.cycle()
+    left = world.parts.ledger.open_cycle()
+    assert left is not None
+    assert incoming(world) == [f"{left.cycle_id}-move"], "the next call would go on with it"
+    quota(world, None)
+    changed = world.parts.config.model_copy(update={"site": "renamed"})
+    world.parts = replace(world.parts, config=changed)
+    assert world.cycle().outcome == "promoted"
+    wait_until(lambda: not incoming(world) or None, deadline_s=10, what="the tidying")

@@ -17,6 +17,7 @@ from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
 from filmloop.core.errors import AuthError, DataError, TrainingError, TransientError
+from filmloop.core.fsio import read_json
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
 from filmloop.ledger import DAMAGED, TRAINED, Ledger
@@ -442,3 +443,35 @@ def test_every_alias_move_of_a_cycle_is_in_the_audit_trail(world: World) -> None
     (move,) = world.ledger.moves(world.registry.model, CHAMPION)
     assert (move.from_version, move.to_version, move.cycle_id) == ("", "1", report.cycle_id)
     assert "gaussian" in move.why.lower()
+
+
+def test_shards_that_a_failed_cycle_had_shipped_go_when_no_cycle_needs_them(world: World) -> None:
+    training = world.parts.config.training.model_copy(update={"max_fresh_frames": 64})
+    world.parts = replace(world.parts, config=world.parts.config.model_copy(update={"training": training}))
+    world.stage(count=2)
+    with pytest.raises(TrainingError):
+        world.cycle("fail")
+    there = world.home.cluster / "data/test/run000001"
+    assert len(list(there.iterdir())) == 4, "the next cycle may choose them again"
+    world.stage(count=2)
+    assert world.cycle("win").outcome == "promoted"
+    assert sorted(path.name for path in there.iterdir()) == ["00000003.manifest.json", "00000003.zarr"]
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyError("value"), TransientError("away")])
+def test_tidying_never_changes_how_a_cycle_ended(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def discard(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(world.parts.mover, "discard", discard)
+    world.stage()
+    report = world.cycle("win")
+    assert report.outcome == "promoted"
+    assert [row.outcome for row in world.ledger.history()] == ["promoted"]
+    assert read_json(world.home.cycles / report.cycle_id / "summary.json")["outcome"] == "promoted"
+    world.stage()
+    with pytest.raises(TrainingError):
+        world.cycle("fail")
+    assert [row.outcome for row in world.ledger.history()] == ["failed", "promoted"]

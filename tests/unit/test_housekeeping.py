@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from filmloop.config.paths import Home
+from filmloop.config.paths import UNSWEPT, Home
 from filmloop.housekeeping import remove_old
 
 
@@ -17,6 +17,19 @@ def test_only_the_newest_cycles_keep_their_bundles_and_every_cycle_keeps_its_rep
     assert [(cycle / "bundle").exists() for cycle in cycles] == [False, False, True, True]
     assert all((cycle / "report.md").exists() for cycle in cycles)
     assert sorted(path.name for path in home.moves.iterdir()) == [f"{cycle.name}-move-1" for cycle in cycles[2:]]
+
+
+def test_a_move_that_has_left_something_keeps_its_journal_until_that_is_gone(home: Home) -> None:
+    for number in range(2):
+        (home.cycles / f"c{number}").mkdir(parents=True)
+    journal = home.moves / "c0-move"
+    journal.mkdir(parents=True)
+    (journal / UNSWEPT).touch()
+    remove_old(home, keep_cycles=1, keep_weights=1)
+    assert journal.exists()
+    (journal / UNSWEPT).unlink()
+    remove_old(home, keep_cycles=1, keep_weights=1)
+    assert not journal.exists()
 
 
 def test_the_newest_downloaded_weights_stay(home: Home) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+UNSWEPT = "unswept"
+"""A move's journal with this file in it is still needed: something of the move may be left on a disk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Home:

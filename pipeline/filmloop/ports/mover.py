@@ -86,13 +86,21 @@ class Mover(Protocol):
             DataError: no such handle.
         """
 
-    def discard(self, paths: Sequence[str], *, key: str) -> None:
+    def discard(self, paths: Sequence[str], *, key: str, over: Sequence[str] = ()) -> None:
         """Delete files or folders below the cluster's root that nobody needs any more; absent ones are fine.
 
         They may go a while after the call. What is moved there later is sent in full and stays.
+        `over` are handles of moves that nobody submits again: what they have brought and not placed goes too, on both sides.
 
         Raises:
             DataError: a path leads out of the root; nothing is deleted.
             TransientError: the service is away.
             AuthError: a login or permission is missing.
+        """
+
+    def placed(self, folder: str) -> list[str]:
+        """Paths of the files that moves have placed in a folder of the cluster and that nobody has discarded.
+
+        Raises:
+            DataError: `folder` leads out of the cluster's root.
         """

@@ -37,8 +37,8 @@ class LocalMover(JournalledMover[MoveWorker]):
         self._roots = {"to_cluster": (edge_root, cluster_root), "to_edge": (cluster_root, edge_root)}
         self._section = section
 
-    def discard(self, paths: Sequence[str], *, key: str) -> None:
-        """See `Mover.discard`.
+    def discard(self, paths: Sequence[str], *, key: str, over: Sequence[str] = ()) -> None:
+        """See `Mover.discard`. A move that ended has left nothing but what it placed.
 
         Raises:
             DataError: a path leads out of the cluster's root; nothing was deleted.
@@ -52,6 +52,12 @@ class LocalMover(JournalledMover[MoveWorker]):
                 else:
                     place.unlink()
         _log.info("discarded %d paths below %s (%s)", len(places), cluster_root, key)
+
+    def placed(self, folder: str) -> list[str]:
+        """See `Mover.placed`."""
+        _, cluster_root = self._roots["to_cluster"]
+        files = (path for path in below(cluster_root, folder).rglob("*") if path.is_file())
+        return sorted(path.relative_to(cluster_root).as_posix() for path in files)
 
     def check(self, request: MoveRequest) -> None:
         """See `JournalledMover.check`."""

@@ -2,7 +2,8 @@
 
 <journal>/<key>/attempt-0001.json          which tasks the first attempt has, and how far it came
 <journal>/<key>/attempt-0001-task-0.json   the document of its first task, word for word; there before it is sent
-<journal>/<key>/swept                      nothing of the move is left below `.incoming`
+<journal>/<key>/unswept                    something of the move may be left below `.incoming`
+<journal>/<key>/over                       nobody submits it again
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document
 from filmloop.core.fsio import atomic_write_json, read_json
 
-SWEPT = "swept"
 State = Literal["sent", "arrived", "placed", "failed"]
 
 

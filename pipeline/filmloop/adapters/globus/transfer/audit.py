@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from filmloop.adapters.globus.transfer.client import Arrival
-from filmloop.adapters.local.deliver import is_delivered
 from filmloop.ports.mover import MoveItem
 
 
@@ -36,11 +34,6 @@ def missing(items: Sequence[MoveItem], arrivals: Iterable[Arrival], folder: str,
     if len(absent) > skipped:
         problems.append(f"{len(absent)} files are not in the books, {skipped} were there before; {absent[0]} is one")
     return problems
-
-
-def damaged(items: Sequence[MoveItem], folder: Path) -> list[MoveItem]:
-    """Items whose files below `folder` of this machine are absent or not what they should be, by size and hash."""
-    return [item for item in items if not is_delivered(item, folder / item.target_path)]
 
 
 def _is_sha256(arrival: Arrival) -> bool:

@@ -6,7 +6,7 @@ The SDK's app and client are not safe to share between threads: every thread ope
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from globus_sdk.transport import RequestsTransport, RetryConfig
 from filmloop.adapters.globus.errors import globus_errors
 from filmloop.adapters.globus.identity.auth import Role, open_app
 from filmloop.config.globus import GlobusMover, GlobusSection
+from filmloop.core.errors import FilmloopError, TransientError
 
 T = TypeVar("T")
 _READINGS = 3
@@ -38,6 +39,7 @@ class TaskView:
         bytes: Transferred so far.
         checksummed: Bytes that were hashed so far, on both sides.
         skipped: Files that were there already, by checksum.
+        deleted: Paths that a deletion is done with.
         code: Of the error that ended it.
         reason: The error that ended it, in words.
     """
@@ -52,6 +54,7 @@ class TaskView:
     skipped: int
     code: str
     reason: str
+    deleted: int = 0
 
     @property
     def ended(self) -> bool:
@@ -70,6 +73,7 @@ class TaskView:
             self.skipped,
             min(self.bytes, size_bytes),
             min(self.checksummed, _READINGS * size_bytes),
+            self.deleted,
         )
 
     @classmethod
@@ -81,7 +85,7 @@ class TaskView:
 
         fatal = body.get("fatal_error") or {}
         return cls(
-            status=str(body.get("status")),
+            status=str(body["status"]),
             nice=str(body.get("nice_status") or ""),
             paused=bool(body.get("is_paused")),
             faults=number("faults"),
@@ -90,6 +94,7 @@ class TaskView:
             checksummed=number("bytes_checksummed"),
             skipped=number("files_skipped"),
             code=str(fatal.get("code") or ("CANCELED" if body.get("canceled_by_admin") else "")),
+            deleted=number("subtasks_succeeded") if body.get("type") == "DELETE" else 0,
             reason=str(body.get("canceled_by_admin_message") or fatal.get("description") or ""),
         )
 
@@ -167,17 +172,21 @@ class Transfer:
 
     def submission_id(self) -> str:
         """A number that makes one document one task, however often it is sent."""
-        return str(self._ask("Asking for a submission id", self._client.get_submission_id)["value"])
+        return self._ask("Asking for a submission id", lambda: str(self._client.get_submission_id()["value"]))
 
     def submit(self, document: dict[str, Any]) -> str:
         """Send a transfer or delete document; the task's id, the same one for the same document."""
         send = self._client.submit_delete if document["DATA_TYPE"] == "delete" else self._client.submit_transfer
-        return str(self._ask(f"Submitting {document['label']!r}", lambda: send(document))["task_id"])
+        return self._ask(f"Submitting {document['label']!r}", lambda: str(send(document)["task_id"]))
 
     def find(self, label: str) -> str | None:
         """The id of the task with this label, if there is one."""
-        found = self._ask("Listing tasks", lambda: self._client.task_list(filter={"label": f"={label}"}, limit=10))
-        return next((str(task["task_id"]) for task in found if task.get("label") == label), None)
+
+        def ask() -> str | None:
+            found = self._client.task_list(filter={"label": f"={label}"}, limit=10)
+            return next((str(task["task_id"]) for task in found if task.get("label") == label), None)
+
+        return self._ask("Listing tasks", ask)
 
     def task(self, task_id: str) -> TaskView | None:
         """The task as it stands; None if Transfer has forgotten it."""
@@ -189,32 +198,40 @@ class Transfer:
 
     def faults(self, task_id: str) -> list[Fault]:
         """The task's newest errors, newest first."""
-        events = self._ask(
-            f"Asking for the events of task {task_id}",
-            lambda: self._client.task_event_list(task_id, limit=_EVENTS, query_params={"filter": "is_error:1"}),
-        )
-        return [Fault.of(event) for event in events if event.get("is_error")]
+
+        def ask() -> list[Fault]:
+            events = self._client.task_event_list(task_id, limit=_EVENTS, query_params={"filter": "is_error:1"})
+            return [Fault.of(event) for event in events if event.get("is_error")]
+
+        return self._ask(f"Asking for the events of task {task_id}", ask)
 
     def pause_message(self, task_id: str) -> str:
         """Who paused the task, in their own words."""
-        info = self._ask(f"Asking who paused task {task_id}", lambda: self._client.task_pause_info(task_id))
-        sides = ("source", "destination")
-        words = [info.get(f"{side}_pause_message{share}") for side in sides for share in ("", "_share")]
-        words += [rule.get("message") for rule in info.get("pause_rules") or []]
-        return " ".join(dict.fromkeys(str(text) for text in words if text))
 
-    def arrivals(self, task_id: str) -> Iterator[Arrival]:
+        def ask() -> str:
+            info = self._client.task_pause_info(task_id)
+            sides = ("source", "destination")
+            words = [info.get(f"{side}_pause_message{share}") for side in sides for share in ("", "_share")]
+            words += [rule.get("message") for rule in info.get("pause_rules") or []]
+            return " ".join(dict.fromkeys(str(text) for text in words if text))
+
+        return self._ask(f"Asking who paused task {task_id}", ask)
+
+    def arrivals(self, task_id: str) -> list[Arrival]:
         """Every file that a task which ended has transferred; those that were there already are not among them."""
-        pages = self._client.paginated
-        for row in self._ask(
-            f"Asking what task {task_id} transferred", lambda: list(pages.task_successful_transfers(task_id).items())
-        ):
-            yield Arrival(
-                path=str(row["destination_path"]),
-                size_bytes=int(row.get("size") or 0),
-                checksum=str(row.get("checksum") or ""),
-                algorithm=str(row.get("checksum_algorithm") or ""),
-            )
+
+        def ask() -> list[Arrival]:
+            return [
+                Arrival(
+                    path=str(row["destination_path"]),
+                    size_bytes=int(row.get("size") or 0),
+                    checksum=str(row.get("checksum") or ""),
+                    algorithm=str(row.get("checksum_algorithm") or ""),
+                )
+                for row in self._client.paginated.task_successful_transfers(task_id).items()
+            ]
+
+        return self._ask(f"Asking what task {task_id} transferred", ask)
 
     def listing(self, collection: str, path: str) -> dict[str, Entry] | None:
         """What is in a folder; None if there is no such folder."""
@@ -281,13 +298,22 @@ class Transfer:
 
 
 def _sent(send: Callable[[], T]) -> T:
-    """The answer. A token that ends while the SDK is at its last repeat is renewed by it, but the request is not sent again."""
+    """The answer. A token that ends while the SDK is at its last repeat is renewed by it, but the request is not sent again.
+
+    Raises:
+        TransientError: the answer is none of Transfer's, as that of a proxy that has no way to it.
+    """
     try:
-        return send()
-    except globus_sdk.TransferAPIError as exc:
-        if exc.http_status != 401:
-            raise
-        return send()
+        try:
+            return send()
+        except globus_sdk.TransferAPIError as exc:
+            if exc.http_status != 401:
+                raise
+            return send()
+    except (globus_sdk.GlobusError, FilmloopError):
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError) as exc:
+        raise TransientError(f"Globus Transfer answered what is no answer ({type(exc).__name__}: {exc}).") from exc
 
 
 def _is_missing(exc: globus_sdk.TransferAPIError) -> bool:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from filmloop.adapters.globus.transfer.attempts import SWEPT, Attempts
+from filmloop.adapters.globus.transfer.attempts import Attempts
 from filmloop.adapters.globus.transfer.discards import Discards
 from filmloop.adapters.globus.transfer.ends import Ends
+from filmloop.adapters.globus.transfer.leftovers import Leftovers
 from filmloop.adapters.globus.transfer.movetask import GlobusMove
 from filmloop.adapters.globus.transfer.placed import Placed
-from filmloop.adapters.globus.transfer.side import Side, incoming, relative
+from filmloop.adapters.globus.transfer.side import Side, relative
 from filmloop.adapters.local.deliver import below, check_source
 from filmloop.adapters.local.journalled import JournalledMover
-from filmloop.adapters.local.movejournal import OUTCOME, REQUEST, MoveOutcome, MoveRequest
+from filmloop.adapters.local.movejournal import MoveRequest
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.globus import GlobusSection
-from filmloop.core.clock import epoch_s
 from filmloop.core.errors import ConfigError, DataError
 
 _WEDGED_S = 300.0
 """The SDK repeats a request that meets no answer a few times: so long a worker may need to notice its deadline."""
-_KEEP_FAILED_S = 86400.0
-"""What a failed move has brought is of use to the next attempt, for a day."""
-_log = logging.getLogger(__name__)
 
 
 class GlobusMover(JournalledMover[GlobusMove]):
@@ -55,7 +49,15 @@ class GlobusMover(JournalledMover[GlobusMove]):
             edge=Side(section.edge),
             cluster=cluster,
             placed=Placed(journal),
-            discards=Discards(journal, cluster, deadline_s=section.task_deadline_s, poll_s=section.poll_s),
+            discards=Discards(
+                journal,
+                cluster,
+                site=site,
+                deadline_s=section.task_deadline_s,
+                stall_s=section.stall_s,
+                poll_s=section.poll_s,
+            ),
+            leftovers=Leftovers(journal, edge_root, task_deadline_s=section.task_deadline_s),
         )
 
     def check(self, request: MoveRequest) -> None:
@@ -78,30 +80,30 @@ class GlobusMover(JournalledMover[GlobusMove]):
         attempt = Attempts(folder).latest()
         return attempt is not None and attempt.state == "sent"
 
-    def discard(self, paths: Sequence[str], *, key: str) -> None:
-        """See `Mover.discard`. One task of Globus deletes everything, after this has returned.
+    def discard(self, paths: Sequence[str], *, key: str, over: Sequence[str] = ()) -> None:
+        """See `Mover.discard`. It is written down, and Globus deletes it after this has returned; what failed is tried again.
 
         Raises:
             DataError: a path leads out of the cluster's root; nothing is deleted.
             TransientError: the service is away; asked for again with the next call.
-            AuthError: a login or permission is missing.
+            AuthError: a login or permission is missing; asked for again with the next call.
         """
         self.folder(key)
         places = [relative(path) for path in paths]
         self._ends.placed.forget(places)
-        swept = list(self._leftovers())
-        if not places and not swept:
+        self._ends.leftovers.end(over)
+        self._ends.sweep(places, key=key)
+        if not self._ends.discards.pending():
             return
         transfer = self._ends.open("data")
         try:
-            self._ends.discards.submit(
-                transfer, [*places, *(incoming(one.name) for one in swept)], site=self._ends.site, key=key
-            )
+            self._ends.discards.send(transfer)
         finally:
             transfer.close()
-        for folder in swept:
-            (folder / SWEPT).touch()
-        _log.info("asked Globus to discard %d paths (%s)", len(places), key)
+
+    def placed(self, folder: str) -> list[str]:
+        """See `Mover.placed`; what this site's moves have placed, of which the cluster may have lost some."""
+        return self._ends.placed.below(relative(folder))
 
     def _check_edge(self) -> None:
         """Paths of the edge are relative to the state folder: another folder would get what nobody reads.
@@ -115,23 +117,3 @@ class GlobusMover(JournalledMover[GlobusMove]):
                 f"mover.edge.host_path is {named}, but the state folder is {root}.",
                 hint="Leave it empty, or point FILMLOOP_HOME at the folder that the edge's collection shows.",
             )
-
-    def _leftovers(self) -> Iterator[Path]:
-        """Journals of moves to the cluster that are over and have left at least empty folders there; cleans up here."""
-        for request in self.journal.glob(f"*/{REQUEST}"):
-            folder = request.parent
-            if (folder / SWEPT).exists() or not self._is_over(folder):
-                continue
-            if MoveRequest.read(request).direction == "to_cluster":
-                yield folder
-            else:
-                shutil.rmtree(self._ends.edge_root / incoming(folder.name), ignore_errors=True)
-                (folder / SWEPT).touch()
-
-    def _is_over(self, folder: Path) -> bool:
-        """Whether nobody needs what the move has left below `.incoming`: it is done, or was left alone for long."""
-        if (folder / OUTCOME).exists():
-            outcome = MoveOutcome.read(folder / OUTCOME)
-            return outcome.state == "succeeded" or time.time() - epoch_s(outcome.ended_utc) > _KEEP_FAILED_S
-        age_s = time.time() - epoch_s(MoveRequest.read(folder / REQUEST).submitted_utc)
-        return age_s > _KEEP_FAILED_S + self._ends.section.task_deadline_s

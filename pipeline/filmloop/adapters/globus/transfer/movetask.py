@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from filmloop.adapters.globus.identity.who import Role
-from filmloop.adapters.globus.transfer.attempts import SWEPT, Attempt, Attempts, SentTask
+from filmloop.adapters.globus.transfer.attempts import Attempt, Attempts, SentTask
 from filmloop.adapters.globus.transfer.audit import missing
 from filmloop.adapters.globus.transfer.client import Arrival, Fault, TaskView
 from filmloop.adapters.globus.transfer.diagnose import ABSENT_CODES, CHECKSUM_CODES, EXTERNAL_CHECKSUM
@@ -28,6 +29,7 @@ from filmloop.ports.mover import MoveItem
 
 _TO_CANCEL_S = 45.0
 """Time that is left for it when a move gives up at its deadline."""
+_log = logging.getLogger(__name__)
 
 
 class GlobusMove(MoveThread):
@@ -93,13 +95,17 @@ class GlobusMove(MoveThread):
 
     def _go_on(self) -> None:
         self.keep_on()
-        (self.folder / SWEPT).unlink(missing_ok=True)
+        self._ends.leftovers.begin(self.request.key)
         attempt = self._unfinished()
         while True:
             flaw: FilmloopError | None = None
             resumed = attempt is not None
             if attempt is None:
-                self._ends.discards.settle([self._incoming, *self._targets()], ask=self._patience.ask, pause=self.pause)
+                targets = [self._incoming, *self._targets()]
+                self._ends.discards.spare(targets)
+                if self._up:
+                    self._sweep()
+                self._ends.discards.settle(targets, ask=self._patience.ask, pause=self.pause, tell=self._tell)
                 send, flaw = self._plan_up() if self._up else self._plan_home()
                 attempt = self._tasks.open(send) if send else None
             if attempt is not None:
@@ -110,6 +116,15 @@ class GlobusMove(MoveThread):
                 self._count(range(len(self._items)))
                 return
             attempt = None
+
+    def _sweep(self) -> None:
+        """Give the cluster the space back that others' failed moves take up; this one goes on in any case."""
+        try:
+            self._ends.sweep(key=self.request.key)
+            if self._ends.discards.pending():
+                self._ends.discards.send(self._patience.transfer())
+        except FilmloopError as exc:
+            _log.warning("what failed moves have left is not swept: %s", exc.message)
 
     def _targets(self) -> list[str]:
         return [item.target_path for item in self._items] if self._up else []
@@ -223,7 +238,7 @@ class GlobusMove(MoveThread):
         return self._attempts.keep(attempt, state="arrived")
 
     def _arrivals(self, task_id: str) -> list[Arrival]:
-        return self._patience.ask(lambda t: list(t.arrivals(task_id)))
+        return self._patience.ask(lambda t: t.arrivals(task_id))
 
     def _damaged_at_home(self, attempt: Attempt) -> list[str]:
         """Files that are not here as they should be; they are removed."""

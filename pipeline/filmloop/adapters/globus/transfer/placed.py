@@ -7,7 +7,7 @@ later are found by the trainer, which hashes all it reads; the cycle then discar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field
@@ -45,6 +45,10 @@ class Placed:
             for item in items
             if files.get(item.target_path) == _File(size_bytes=item.size_bytes, sha256=item.sha256)
         }
+
+    def below(self, folder: str) -> list[str]:
+        """Paths of the files that moves have placed in `folder`."""
+        return sorted(path for path in self._read().files if PurePosixPath(path).is_relative_to(folder))
 
     def add(self, items: Iterable[MoveItem]) -> None:
         """These are in place."""

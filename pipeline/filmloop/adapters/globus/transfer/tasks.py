@@ -12,8 +12,9 @@ from filmloop.adapters.globus.transfer.document import MAX_ITEMS, label, transfe
 from filmloop.adapters.globus.transfer.ends import Ends
 from filmloop.adapters.globus.transfer.patience import Patience
 from filmloop.adapters.globus.transfer.side import incoming
+from filmloop.adapters.globus.transfer.watch import end_of
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import FilmloopError, TransientError
+from filmloop.core.errors import FilmloopError
 from filmloop.ports.mover import Direction, MoveItem
 
 _CANCEL_S = 30.0
@@ -125,11 +126,10 @@ class Tasks:
             if not task_id:
                 continue
             attempt = self._attempts.keep_task(attempt, number, task_id=task_id)
-            transfer.cancel(task_id)
-            while (view := transfer.task(task_id)) is not None and not view.ended:
-                if time.monotonic() > end_s:
-                    raise TransientError(f"Globus task {task_id} was cancelled, but has not ended yet.")
-                time.sleep(min(self._ends.section.poll_s, 1.0))
+            view = end_of(
+                task_id, ask=lambda send: send(transfer), pause=time.sleep,
+                poll_s=min(self._ends.section.poll_s, 1.0), end_s=end_s,
+            )  # fmt: skip
             succeeded += view is not None and view.status == "SUCCEEDED"
         if succeeded == len(attempt.tasks):
             self._attempts.keep(attempt, giving_up="")

@@ -14,6 +14,20 @@ from filmloop.core.errors import DataError, FilmloopError, TransientError
 _ALL_WELL = "OK"
 
 
+def end_of(task_id: str, *, ask: Ask, pause: Callable[[float], None], poll_s: float, end_s: float) -> TaskView | None:
+    """Cancel a task and see it end; None if Transfer has forgotten it. One that has ended stays as it is.
+
+    Raises:
+        TransientError: it has not ended at `end_s` of the monotonic clock, or Transfer is away.
+    """
+    ask(lambda t: t.cancel(task_id))
+    while (view := ask(lambda t: t.task(task_id))) is not None and not view.ended:
+        if time.monotonic() > end_s:
+            raise TransientError(f"Globus task {task_id} was cancelled, but has not ended yet.")
+        pause(poll_s)
+    return view
+
+
 class VerdictError(Exception):
     """Nothing good will come of the task; `error` says why."""
 
