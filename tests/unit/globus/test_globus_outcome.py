@@ -52,7 +52,17 @@ def test_a_task_without_a_result(what: Told, state: str, error: str, says: str) 
 
 @pytest.mark.parametrize(
     ("code", "said", "state"),
-    [(-9, "", "lost"), (None, "", "lost"), (1, "No module named filmloop", "failed"), (127, "", "failed")],
+    [
+        (-9, "", "lost"),
+        (None, "", "lost"),
+        (137, "Killed", "lost"),
+        (1, "OSError: Disk quota exceeded", "lost"),
+        (1, "No module named filmloop", "failed"),
+        (1, "ModuleNotFoundError: No module named 'pydantic'", "failed"),
+        (1, "filmloop 0.9 at the endpoint does not understand the request: x", "failed"),
+        (126, "", "failed"),
+        (127, "", "failed"),
+    ],  # fmt: skip
 )
 def test_a_program_without_an_answer(code: int | None, said: str, state: str) -> None:
     result: dict[str, Any] = {"none": f"no answer, exit code {code}", "exit_code": code, "said": said}

@@ -29,6 +29,7 @@ from filmloop.adapters.batch.dialect import Look
 from filmloop.adapters.batch.settling import look_again
 from filmloop.adapters.batch.supervise import start, supervise
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
+from filmloop.adapters.globus.compute.ended import buried, bury
 from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for
@@ -36,9 +37,9 @@ from filmloop.adapters.local.mark import kill_marked
 from filmloop.adapters.local.runfolder import ALIVE, CANCEL, JOB, LOG, last_metrics, log_tail
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError, DataError, FilmloopError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.core.forking import die_with
-from filmloop.core.fsio import atomic_write_bytes
+from filmloop.core.fsio import atomic_write_bytes, translate_os_error
 from filmloop.ports.launcher import LaunchStatus
 
 _LOOK_S = 0.2
@@ -50,13 +51,16 @@ _HERE = "at the endpoint"
 def train(request: TaskRequest) -> TaskAnswer:
     """Train, or wait for whoever does; the answer tells how it ended."""
     _same_version(request)
-    folder = folder_for(request.job)
+    came_s, folder = time.time(), Path(request.job.output_dir).absolute()
+    if not (folder / JOB).is_file() and (ended := buried(request)) is not None:
+        return ended
+    folder_for(request.job)
     _log_to(folder)
     end_s = time.monotonic() + request.job.deadline_s + request.grace_s + _SPARE_S
     while True:
         with hold(folder / ALIVE) as lock:
             if lock is not None:
-                return _train(request, folder)
+                return bury(request, _train(request, folder, came_s))
         if time.monotonic() > end_s:
             return _answer(request, LaunchStatus(state="lost", detail=f"Somebody else holds {folder / ALIVE}."))
         time.sleep(_LOOK_S)
@@ -64,9 +68,13 @@ def train(request: TaskRequest) -> TaskAnswer:
 
 def look(request: TaskRequest) -> TaskAnswer:
     """How the job stands."""
+    return bury(request, _look(request))
+
+
+def _look(request: TaskRequest) -> TaskAnswer:
     folder = Path(request.job.output_dir)
     if not (folder / JOB).is_file():
-        return TaskAnswer(job_id=request.job.job_id, state="absent", host=socket.gethostname())
+        return buried(request) or TaskAnswer(job_id=request.job.job_id, state="absent", host=socket.gethostname())
     _is_ours(request, folder)
     look_again(folder)
     attempt = Attempt.read(folder)
@@ -87,10 +95,10 @@ def look(request: TaskRequest) -> TaskAnswer:
 
 def cancel(request: TaskRequest) -> TaskAnswer:
     """Write down that the job is to end; returns when it has, or after its grace."""
-    folder = folder_for(request.job)
     before = look(request)
     if before.state in ("succeeded", "failed"):
         return before
+    folder = folder_for(request.job)
     if not (folder / CANCEL).exists():
         atomic_write_bytes(folder / CANCEL, f"{request.why or 'It was cancelled.'}\n".encode())
     end_s = time.monotonic() + request.grace_s + _SPARE_S / 2
@@ -99,7 +107,7 @@ def cancel(request: TaskRequest) -> TaskAnswer:
     return look(request)
 
 
-def _train(request: TaskRequest, folder: Path) -> TaskAnswer:
+def _train(request: TaskRequest, folder: Path, came_s: float) -> TaskAnswer:
     before = Attempt.read(folder)
     if (status := success(folder) or cancelled(folder)) is not None:
         return _answer(request, status, before)
@@ -113,7 +121,12 @@ def _train(request: TaskRequest, folder: Path) -> TaskAnswer:
         if before.token == request.token and _began(folder, before):
             return _answer(request, status, before)
         kill_marked(before.token)
-    if time.time() > request.start_by_s:
+    if (ended := buried(request)) is not None:  # its folder is being deleted
+        return ended
+    if came_s > request.start_by_s:
+        if before is not None and _began(folder, before):
+            late = f"Attempt {request.attempt} came too late and did not begin."
+            return _answer(request, LaunchStatus(state="lost", detail=late))
         why = "It waited too long for the endpoint, or in its queue, and was withdrawn."
         atomic_write_bytes(folder / CANCEL, f"{why}\n".encode())
         return _answer(request, LaunchStatus(state="failed", detail=why))
@@ -244,7 +257,10 @@ def answered(text: bytes) -> dict[str, Any]:
         raise SystemExit(f"filmloop {__version__} at the endpoint does not understand the request: {exc}") from exc
     try:
         return {"train": train, "look": look, "cancel": cancel}[request.do](request).as_json()
-    except FilmloopError as exc:
+    except (FilmloopError, OSError) as err:
+        exc = err if isinstance(err, FilmloopError) else translate_os_error(err, Path(request.job.output_dir))
+        if isinstance(err, OSError):  # whatever it is, the job is not to blame
+            exc = TransientError(exc.message, hint=exc.hint, ids=exc.ids)
         status = LaunchStatus(
             state="lost" if exc.retryable else "failed",
             exit_code=exc.exit_code,
