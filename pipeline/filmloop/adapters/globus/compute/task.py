@@ -257,18 +257,22 @@ def answered(text: bytes) -> dict[str, Any]:
         raise SystemExit(f"filmloop {__version__} at the endpoint does not understand the request: {exc}") from exc
     try:
         return {"train": train, "look": look, "cancel": cancel}[request.do](request).as_json()
-    except (FilmloopError, OSError) as err:
-        exc = err if isinstance(err, FilmloopError) else translate_os_error(err, Path(request.job.output_dir))
-        if isinstance(err, OSError):  # whatever it is, the job is not to blame
-            exc = TransientError(exc.message, hint=exc.hint, ids=exc.ids)
-        status = LaunchStatus(
-            state="lost" if exc.retryable else "failed",
-            exit_code=exc.exit_code,
-            detail=exc.message,
-            error=type(exc).__name__,
-            hint=exc.hint,
-        )
-        return _answer(request, status).as_json()
+    except FilmloopError as exc:
+        return _error(request, exc).as_json()
+    except OSError as exc:  # whatever it is, the job is not to blame
+        known = translate_os_error(exc, Path(request.job.output_dir))
+        return _error(request, TransientError(known.message, hint=known.hint)).as_json()
+
+
+def _error(request: TaskRequest, exc: FilmloopError) -> TaskAnswer:
+    status = LaunchStatus(
+        state="lost" if exc.retryable else "failed",
+        exit_code=exc.exit_code,
+        detail=exc.message,
+        error=type(exc).__name__,
+        hint=exc.hint,
+    )
+    return _answer(request, status)
 
 
 def _tie(parent: int) -> None:
