@@ -329,13 +329,23 @@ def _program_of(worker_pid: int) -> int:
     return int(children[0])
 
 
+def test_a_batch_job_that_is_nearly_over_begins_nothing_and_the_attempt_goes_on_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, "succeed")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 90))
+    answer = ask(request_of(job, save_before_s=60.0))
+    assert (answer.state, "ends too soon" in answer.detail, starts(job)) == ("waiting", True, 0)
+    assert ask(request_of(job, save_before_s=60.0, walltime_s=100.0)).state == "succeeded"
+
+
 @pytest.mark.parametrize("told_by", ["slurm", "the site"])
 def test_a_batch_job_that_ends_before_the_deadline_has_the_trainer_save_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
 ) -> None:
     words: dict[str, Any] = {"save_before_s": 5.0}
     if told_by == "slurm":
-        monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 7))
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 13))
     else:
         monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
         words["walltime_s"] = 7.0

@@ -41,7 +41,7 @@ class Sending(Document):
         twins: Tasks of the same attempt that were sent after it, because it did not begin.
         running_utc: When it was first seen running.
         offline_utc: Since when the endpoint has been away; '' if it is there.
-        earlier: Tasks of the job's earlier attempts.
+        earlier: Tasks of the job's earlier attempts, and those of this one that ended without having begun.
         lost: How the attempt was lost.
     """
 

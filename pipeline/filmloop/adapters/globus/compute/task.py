@@ -30,6 +30,7 @@ from filmloop.adapters.batch.settling import look_again
 from filmloop.adapters.batch.supervise import start, supervise
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
 from filmloop.adapters.globus.compute.ended import buried, bury
+from filmloop.adapters.globus.compute.timeleft import ends_soon, save_after_s
 from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for
@@ -130,6 +131,9 @@ def _train(request: TaskRequest, folder: Path, came_s: float) -> TaskAnswer:
         why = "It waited too long for the endpoint, or in its queue, and was withdrawn."
         atomic_write_bytes(folder / CANCEL, f"{why}\n".encode())
         return _answer(request, LaunchStatus(state="failed", detail=why))
+    if ends_soon(request):
+        answer = TaskAnswer(job_id=request.job.job_id, state="waiting", token=request.token)
+        return answer.model_copy(update={"detail": "Its batch job ends too soon for it to begin."})
     attempt = _attempt(request, folder)
     attempt.write(folder)
     me = os.getpid()
@@ -148,7 +152,7 @@ def _attempt(request: TaskRequest, folder: Path) -> Attempt:
         stop=_stop(request),
         threads=request.threads,
         deadline_s=request.job.deadline_s,
-        save_after_s=_save_after_s(request),
+        save_after_s=save_after_s(request),
         grace_s=request.grace_s,
         submitted_utc=utc_now(),
     )
@@ -188,17 +192,6 @@ def _stop(request: TaskRequest) -> tuple[str, ...]:
     return ()
 
 
-def _save_after_s(request: TaskRequest) -> float:
-    """Never before the deadline, unless the batch job ends before that: Slurm says when, PBS does not.
-
-    A batch job that has done other things before has less than its walltime left. Its queue tells the worker with SIGTERM.
-    """
-    late = request.job.deadline_s + _SPARE_S
-    ends = os.environ.get("SLURM_JOB_END_TIME", "")
-    left_s = float(ends) - time.time() if ends.isdigit() else request.walltime_s
-    return late if left_s is None else max(1.0, min(late, left_s - request.save_before_s))
-
-
 def _ended(folder: Path, attempt: Attempt) -> LaunchStatus:
     """How an attempt that nobody supervises any more has ended."""
     if not _began(folder, attempt):
@@ -214,7 +207,8 @@ def _began(folder: Path, attempt: Attempt) -> bool:
 def _under_way(request: TaskRequest, folder: Path, attempt: Attempt | None) -> TaskAnswer:
     started = Started.read(folder)
     if attempt is None or started is None or started.token != attempt.token:
-        return TaskAnswer(job_id=request.job.job_id, state="waiting")
+        token = attempt.token if attempt is not None else ""
+        return TaskAnswer(job_id=request.job.job_id, state="waiting", token=token)
     status = LaunchStatus(
         state="running", detail=f"on {started.host}", log_tail=log_tail(folder), progress=last_metrics(folder)
     )
