@@ -31,10 +31,7 @@ def resumable(parts: CycleParts) -> CycleRow | None:
         return None
     begun_under = parts.home.cycles / row.cycle_id / "config.json"
     if begun_under.exists() and read_json(begun_under) != parts.config.as_json():
-        for step in parts.ledger.steps(row.cycle_id):
-            if step.name == "train" and step.handle and step.result is None:
-                with suppress(FilmloopError):
-                    parts.launcher.cancel(step.handle)
+        _cancel_training(parts, row.cycle_id)
         _cancel_moves(parts, row.cycle_id)
         _give_up_moves(parts, row.cycle_id)
         message = "Abandoned: it was cut off, and the site's configuration has changed since."
@@ -80,11 +77,20 @@ def finish(cycle: Cycle, outcome: Outcome, message: str, chosen: dict[str, Any])
 
 def close_failed(cycle: Cycle, exc: FilmloopError) -> None:
     """Close a cycle that cannot go on; its shards are fresh again."""
+    _cancel_training(cycle.parts, cycle.id)
     _cancel_moves(cycle.parts, cycle.id)
     report = CycleReport(cycle_id=cycle.id, outcome="failed", message=exc.message, steps=cycle.seconds())
     report.write(cycle.folder / "summary.json")
     _tidy(cycle)
     cycle.parts.ledger.finish_cycle(cycle.id, "failed", {**report.as_json(), "error": exc.as_dict()})
+
+
+def _cancel_training(parts: CycleParts, cycle_id: str) -> None:
+    """Nobody waits for the job of a cycle that nobody goes on with; one that has ended stays as it is."""
+    for step in parts.ledger.steps(cycle_id):
+        if step.name == "train" and step.handle and step.result is None:
+            with suppress(FilmloopError):
+                parts.launcher.cancel(step.handle)
 
 
 def _cancel_moves(parts: CycleParts, cycle_id: str) -> None:

@@ -9,7 +9,7 @@ from filmloop.config.paths import UNSWEPT, Home
 
 
 def remove_old(home: Home, *, keep_cycles: int, keep_weights: int) -> None:
-    """Remove the bundles and move journals of all but the newest cycles, and all but the newest downloaded weights.
+    """Remove the bundles and the journals of moves and launches of all but the newest cycles, and all but the newest downloaded weights.
 
     Cycle ids sort by time. A move that may have left something on a disk keeps its journal until that is gone. What cannot be removed now is removed after a later cycle.
     """
@@ -18,6 +18,7 @@ def remove_old(home: Home, *, keep_cycles: int, keep_weights: int) -> None:
         for journal in _children(home.moves):
             if journal.name.startswith(f"{cycle.name}-") and not (journal / UNSWEPT).exists():
                 shutil.rmtree(journal, ignore_errors=True)
+        shutil.rmtree(home.launches / cycle.name, ignore_errors=True)  # a job has its cycle's name
     for model in _children(home.weights):
         for version in sorted(_children(model), key=lambda path: path.stat().st_mtime)[:-keep_weights]:
             shutil.rmtree(version, ignore_errors=True)

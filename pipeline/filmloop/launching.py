@@ -22,7 +22,7 @@ from filmloop.ports.launcher import Launcher, LaunchStatus
 
 _log = logging.getLogger(__name__)
 
-_ATTEMPTS = 4  # a lost job is submitted again so often; it resumes from its checkpoint
+_ATTEMPTS = 4  # so often a job may be lost; it is submitted again and resumes from its checkpoint
 _KINDS: dict[str, type[FilmloopError]] = {
     DataError.__name__: DataError,
     VerificationError.__name__: VerificationError,
@@ -73,6 +73,7 @@ def launch(
 ) -> tuple[FileDigest, ...]:
     """Submit the job and poll until it ends; returns the files of its bundle.
 
+    A job that was told to stop after it had got on is submitted again as often as it takes: queues end their jobs.
     The trainer's own error keeps its class; the message is its own too, and ends with the log's tail.
 
     Raises:
@@ -82,17 +83,22 @@ def launch(
         TransientError: the launcher is away, or the trainer was stopped by something that passes as often as it was
             started; calling again goes on with the same job.
     """
-    end_s = time.monotonic() + job.deadline_s + _GRACE_S
-    for attempt in range(1, _ATTEMPTS + 1):
+    lost, furthest = 0, -1.0
+    while lost < _ATTEMPTS:
         handle = launcher.submit(job)
         keep_handle(handle)
-        status, waited_s = _watch(launcher, handle, end_s, poll_s, tell)
-        end_s += waited_s
+        status = _watch(launcher, handle, time.monotonic() + job.deadline_s + _GRACE_S, poll_s, tell)
         if status.state == "succeeded":
             return status.bundle_files
         if status.state == "failed":
             break
-        _log.warning("the training job was lost (attempt %d of %d): %s", attempt, _ATTEMPTS, status.detail)
+        step = (status.progress or {}).get("step", -1.0)
+        if status.error == TerminatedError.__name__ and step > furthest:
+            _log.warning("the training job was told to stop at step %d: %s", step, status.detail)
+        else:
+            lost += 1
+            _log.warning("the training job was lost (attempt %d of %d): %s", lost, _ATTEMPTS, status.detail)
+        furthest = max(furthest, step)
     raise _error_of(status, job)
 
 
@@ -104,17 +110,14 @@ def _error_of(status: LaunchStatus, job: TrainJob) -> FilmloopError:
     )
 
 
-def _watch(
-    launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]
-) -> tuple[LaunchStatus, float]:
-    """Poll until the job ends; returns its status and the seconds that it waited in a queue, which are no training."""
+def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]) -> LaunchStatus:
+    """Poll until the job ends; the seconds that it waits in a queue are no training."""
     shown: dict[str, float] | None = None
-    waited_s, looked_s, said = 0.0, time.monotonic(), ""
+    looked_s, said = time.monotonic(), ""
     while (status := launcher.poll(handle)).state in ("pending", "running"):
         now_s = time.monotonic()
         if status.state == "pending":
             # The launcher bounds the wait itself: a queue may be longer than any training.
-            waited_s += now_s - looked_s
             end_s += now_s - looked_s
             if status.detail != said:
                 said = status.detail
@@ -130,4 +133,4 @@ def _watch(
                 hint="Raise training.deadline_s, or lower training.hyper.train_s, in the site file.",
             )
         time.sleep(poll_s)
-    return status, waited_s
+    return status

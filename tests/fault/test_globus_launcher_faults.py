@@ -314,7 +314,7 @@ def test_a_supervisor_that_hangs_is_given_up_by_our_own_clock(
     launcher, job = site(), job_in(tmp_path, "wait", deadline_s=4.0)
     handle = launcher.submit(job)
     started(job)
-    supervisor = next(pid for pid in ancestors(said_pids(job)[0]) if "globus.task" in words(pid))
+    supervisor = next(pid for pid in ancestors(said_pids(job)[0]) if "compute.task" in words(pid))
     os.kill(supervisor, signal.SIGSTOP)
     status = ended(launcher, handle)
     assert (status.state, "deadline" in status.detail) == ("lost", True)

@@ -12,10 +12,13 @@ def test_only_the_newest_cycles_keep_their_bundles_and_every_cycle_keeps_its_rep
         (cycle / "bundle").mkdir(parents=True)
         (cycle / "report.md").write_text("kept")
         (home.moves / f"{cycle.name}-move-1").mkdir(parents=True)
+        (home.launches / cycle.name).mkdir(parents=True)
+    (home.launches / "endpoint-x.json").touch()
     remove_old(home, keep_cycles=2, keep_weights=1)
     cycles = sorted(home.cycles.iterdir())
     assert [(cycle / "bundle").exists() for cycle in cycles] == [False, False, True, True]
     assert all((cycle / "report.md").exists() for cycle in cycles)
+    assert sorted(path.name for path in home.launches.iterdir()) == [*(c.name for c in cycles[2:]), "endpoint-x.json"]
     assert sorted(path.name for path in home.moves.iterdir()) == [f"{cycle.name}-move-1" for cycle in cycles[2:]]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -125,6 +126,29 @@ def test_a_launcher_that_never_ends_the_job_is_told_to_at_the_deadline(monkeypat
     with pytest.raises(TrainingError, match="deadline"):
         run(launcher)
     assert launcher.cancelled == ["handle 1"]
+
+
+def test_every_attempt_has_the_deadline_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = [0.0]
+    monkeypatch.setattr("filmloop.launching.time.monotonic", lambda: clock_s[0])
+    monkeypatch.setattr("filmloop.launching.time.sleep", lambda _s: clock_s.__setitem__(0, clock_s[0] + 700.0))
+    launcher = Scripted(RUNNING, ended("lost"), RUNNING, ended("lost"), RUNNING, DONE)
+    assert run(launcher) == FILES
+    assert launcher.cancelled == []
+
+
+def test_a_job_that_is_told_to_stop_counts_as_lost_only_if_it_did_not_get_on() -> None:
+    told = [replace(ended("lost", "TerminatedError"), progress={"step": 10.0 * n}) for n in (*range(8), 7, 7, 7)]
+    launcher = Scripted(*told, DONE)
+    assert run(launcher) == FILES
+    assert len(launcher.submitted) == 12
+    launcher = Scripted(*told, told[-1], DONE)
+    with pytest.raises(TransientError):
+        run(launcher)
+    crashed = [replace(ended("lost"), progress={"step": 10.0 * n}) for n in range(4)]
+    launcher = Scripted(*crashed, DONE)
+    with pytest.raises(TrainingError):
+        run(launcher)
 
 
 def test_time_in_a_queue_is_no_training(monkeypatch: pytest.MonkeyPatch) -> None:

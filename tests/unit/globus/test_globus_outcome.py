@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.compute.client import Budget, Told
+from filmloop.adapters.globus.compute.client import Budget, Compute, Told
+from filmloop.adapters.globus.compute.endpoint import Known
+from filmloop.adapters.globus.compute.launchjournal import LaunchJournal
 from filmloop.adapters.globus.compute.outcome import answer_of
 from filmloop.adapters.globus.compute.wire import TaskAnswer
+from filmloop.config.globus import GlobusLauncher, GlobusSection
+from filmloop.core.errors import ConfigError, FilmloopError, TransientError
 
 WORKER_LOST = """\
 Traceback (most recent call last):
@@ -52,13 +57,45 @@ def test_a_task_without_a_result(what: Told, state: str, error: str, says: str) 
 
 @pytest.mark.parametrize(
     ("code", "said", "state"),
-    [(-9, "", "lost"), (None, "", "lost"), (1, "No module named filmloop", "failed"), (127, "", "failed")],
+    [
+        (-9, "", "lost"),
+        (None, "", "lost"),
+        (137, "Killed", "lost"),
+        (1, "OSError: Disk quota exceeded", "lost"),
+        (1, "No module named filmloop", "failed"),
+        (1, "ModuleNotFoundError: No module named 'pydantic'", "failed"),
+        (1, "filmloop 0.9 at the endpoint does not understand the request: x", "failed"),
+        (126, "", "failed"),
+        (127, "", "failed"),
+    ],
 )
 def test_a_program_without_an_answer(code: int | None, said: str, state: str) -> None:
     result: dict[str, Any] = {"none": f"no answer, exit code {code}", "exit_code": code, "said": said}
     answer = answer_of(Told(state="done", result=result), "j1")
     assert (answer.state, said in answer.detail) == (state, True)
     assert answer.error == ("ConfigError" if state == "failed" else "")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        (told(WORKER_LOST), TransientError),
+        (Told(state="gone"), TransientError),
+        (Told(state="done", result={"none": "no answer within 60 s", "exit_code": -9, "said": ""}), TransientError),
+        (Told(state="done", result={"none": "no answer", "exit_code": 137, "said": "Killed"}), TransientError),
+        (Told(state="done", result={"none": "no answer", "exit_code": 1, "said": "bad magic"}), ConfigError),
+        (Told(state="done", result={"none": "cannot be started", "exit_code": 127, "said": ""}), ConfigError),
+        (told("globus_compute_sdk.errors.DeserializationError: x"), ConfigError),
+    ],
+)
+def test_a_comparison_of_the_two_sides_that_was_lost_is_made_again(
+    tmp_path: Path, what: Told, kind: type[FilmloopError]
+) -> None:
+    section = GlobusLauncher(endpoint="0c9a0d5e-8d14-4a6f-9a36-0f5e2f0f1f11")
+    known = Known(section, Compute(section, GlobusSection()), LaunchJournal(tmp_path))
+    with pytest.raises(FilmloopError) as caught:
+        known.compared(what)
+    assert type(caught.value) is kind
 
 
 def test_the_answer_of_another_job_is_none_of_ours() -> None:

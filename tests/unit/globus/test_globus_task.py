@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from filmloop import __version__
 from filmloop.adapters.globus.compute import versions
 from filmloop.adapters.globus.compute.function import run
 from filmloop.adapters.globus.compute.wire import TAIL, WORDS, TaskAnswer, TaskRequest
+from filmloop.adapters.local.held import hold
 from filmloop.core.documents import ModelChoice, TrainJob
 from filmloop.core.retry import wait_until
 from filmloop.testing.contracts.launcher import alive, said_pids, starts
@@ -201,6 +203,60 @@ def test_a_task_that_comes_after_its_time_does_nothing(tmp_path: Path) -> None:
     assert (answer.state, "withdrawn" in answer.detail, starts(job)) == ("failed", True, 0)
 
 
+def test_a_task_that_waited_for_another_attempt_is_as_late_as_it_came(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "requeue_once")
+    assert ask(request_of(job)).state == "lost"
+    late = ask(request_of(job, attempt=2, token="b" * 32, start_by_s=time.time() - 1))
+    assert (late.state, "too late" in late.detail, Path(job.output_dir, "cancel").exists()) == ("lost", True, False)
+    folder = Path(job.output_dir)
+    with hold(folder / "alive"):
+        process = worker(request_of(job, attempt=3, token="c" * 32, start_by_s=time.time() + 3))
+        time.sleep(4.0)
+    assert TaskAnswer.model_validate(result_of(process)["answer"]).state == "succeeded"
+
+
+@pytest.mark.parametrize("left", [(), ("job.json",)])
+def test_a_task_of_a_job_that_has_ended_trains_nothing_when_its_run_folder_is_gone(
+    tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    job, runs = job_of(tmp_path, "succeed"), tmp_path / ".ended"
+    old = runs / "j0.json"
+    runs.mkdir()
+    old.touch()
+    os.utime(old, (0, time.time() - 15 * 86400))
+    first = ask(request_of(job))
+    assert not old.exists()
+    folder = Path(job.output_dir)
+    for path in (path for path in folder.iterdir() if path.name not in left):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not left:
+        folder.rmdir()
+    for request in (
+        request_of(job, attempt=2, token="b" * 32), request_of(job), request_of(job, "look"), request_of(job, "cancel"),
+    ):  # fmt: skip
+        if not left or request.do == "train":
+            assert ask(request) == first
+            assert starts(job) == 0
+    assert folder.exists() == bool(left)
+
+
+def test_a_job_that_was_lost_trains_again_without_its_run_folder(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "requeue_once")
+    assert ask(request_of(job)).state == "lost"
+    shutil.rmtree(job.output_dir)
+    assert ask(request_of(job, attempt=2, token="b" * 32)).state == "lost"
+    assert starts(job) == 1
+
+
+def test_a_disk_that_refuses_loses_the_attempt_and_does_not_fail_the_job(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "succeed")
+    folder = Path(job.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "run.log").mkdir()  # opening it for writing fails
+    answer = ask(request_of(job))
+    assert (answer.state, answer.error) == ("lost", "TransientError")
+
+
 def test_a_folder_of_another_job_is_left_alone(tmp_path: Path) -> None:
     job = job_of(tmp_path, "succeed")
     ask(request_of(job))
@@ -273,13 +329,23 @@ def _program_of(worker_pid: int) -> int:
     return int(children[0])
 
 
+def test_a_batch_job_that_is_nearly_over_begins_nothing_and_the_attempt_goes_on_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, "succeed")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 90))
+    answer = ask(request_of(job, save_before_s=60.0))
+    assert (answer.state, "ends too soon" in answer.detail, starts(job)) == ("waiting", True, 0)
+    assert ask(request_of(job, save_before_s=60.0, walltime_s=100.0)).state == "succeeded"
+
+
 @pytest.mark.parametrize("told_by", ["slurm", "the site"])
 def test_a_batch_job_that_ends_before_the_deadline_has_the_trainer_save_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
 ) -> None:
     words: dict[str, Any] = {"save_before_s": 5.0}
     if told_by == "slurm":
-        monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 7))
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 13))
     else:
         monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
         words["walltime_s"] = 7.0

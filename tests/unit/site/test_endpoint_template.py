@@ -130,6 +130,13 @@ def test_one_function_has_the_nodes_of_a_job_for_itself_and_none_is_kept_without
     assert engine._job_status_kwargs["max_idletime"] == 60
 
 
+@pytest.mark.parametrize("options", [PBS, SLURM, SLURM | {"mpi": True}], ids=["pbs", "slurm", "mpi"])
+def test_a_job_takes_no_function_in_its_second_half_unless_the_options_say_when(load: Load, options: Options) -> None:
+    assert load(options | {"walltime": "01:10:30"}).engine.executor.drain_period == 2115
+    assert load(options | {"drain_period": 900}).engine.executor.drain_period == 900
+    assert load({"engine": "local"}).engine.executor.drain_period is None
+
+
 def test_jobs_have_the_path_of_the_endpoint_and_lines_of_the_site_after_it(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,12 +33,13 @@ def status_of(ended: Exit, folder: Path) -> LaunchStatus:
         )
     by_itself = ended.reason == "ended" and ended.exit_code != 0
     is_lost = ended.reason == "terminated" or (by_itself and _is_retryable(error, code))
+    told = TerminatedError.__name__ if ended.reason == "terminated" else ""
     name = error.get("error") or (TransientError.__name__ if code == TransientError.exit_code else "")
     return LaunchStatus(
         state="lost" if is_lost else "failed",
         exit_code=code,
         detail=_detail(ended, code, error, tail),
-        error=str(name) if by_itself else "",
+        error=str(name) if by_itself else told,
         hint=str(error.get("hint") or "") if by_itself else "",
         log_tail=tail,
         progress=progress,

@@ -10,11 +10,12 @@ from filmloop import __version__
 from filmloop.adapters.globus.compute import versions
 from filmloop.adapters.globus.compute.client import Budget, Compute, Sent, Told, Use, source_digest
 from filmloop.adapters.globus.compute.launchjournal import Endpoint, LaunchJournal, Sending
+from filmloop.adapters.globus.compute.outcome import answer_of
 from filmloop.adapters.globus.compute.wire import TaskRequest
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.core.clock import epoch_s, utc_now
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError
+from filmloop.core.errors import ConfigError, TransientError
 from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop.core.retry import wait_until
 
@@ -84,7 +85,7 @@ class Known:
             hint="Is the endpoint busy, or [launcher.control] an engine that waits in the queue?",
             first_s=0.2,
         )
-        found = self._compared(told)
+        found = self.compared(told)
         found.raise_problems()
         for note in found.notes:
             _log.warning("%s", note)
@@ -150,10 +151,21 @@ class Known:
             filmloop=__version__,
         )
 
-    def _compared(self, told: Told) -> versions.Comparison:
+    def compared(self, told: Told) -> versions.Comparison:
+        """What the two sides make of each other, as a function that was sent to compare them has found.
+
+        Raises:
+            ConfigError: there is no Python over there that could tell.
+            TransientError: the function was lost, or its program did not answer in time.
+        """
         result = told.result or {}
         training = result.get("answer")
         if not isinstance(training, dict):
+            if _is_lost(told):
+                raise TransientError(
+                    f"The comparison with the endpoint was lost: {answer_of(told, '').detail}",
+                    hint="The next call makes it again.",
+                )
             why = told.failure.strip().rpartition("\n")[2] or f"{result.get('none', '')} {result.get('said', '')}"
             raise ConfigError(
                 f"The endpoint cannot run {self._section.python or 'its own Python'}: {why.strip()[:1000]}",
@@ -171,6 +183,13 @@ class Known:
 
     def _remember(self, known: Endpoint, **values: Any) -> Endpoint:
         return self._journal.remember(self._section.endpoint, known.model_copy(update=values))
+
+
+def _is_lost(told: Told) -> bool:
+    if told.result is None:
+        return answer_of(told, "").state == "lost"
+    code = told.result.get("exit_code")
+    return not isinstance(code, int) or code < 0 or code > 128
 
 
 def _is_young(utc: str) -> bool:

@@ -116,7 +116,7 @@ class GlobusLauncher:
             return answer.as_status()
         sending = entry.sending()
         if sending is not None:
-            with suppress(TransientError):
+            with suppress(TransientError, ConfigError):
                 self._send(entry, sending, "cancel")
         return entry.end(answer.model_copy(update={"state": "failed", "detail": why, "error": "", "hint": ""}))
 

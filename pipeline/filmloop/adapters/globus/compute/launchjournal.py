@@ -41,7 +41,7 @@ class Sending(Document):
         twins: Tasks of the same attempt that were sent after it, because it did not begin.
         running_utc: When it was first seen running.
         offline_utc: Since when the endpoint has been away; '' if it is there.
-        earlier: Tasks of the job's earlier attempts.
+        earlier: Tasks of the job's earlier attempts, and those of this one that ended without having begun.
         lost: How the attempt was lost.
     """
 
@@ -157,7 +157,7 @@ class LaunchJournal:
             DataError: another job of this name writes to another run folder.
             TransientError: the disk refuses.
         """
-        entry = Entry(self.root / _name(job.job_id))
+        entry = Entry(self.root / file_name(job.job_id))
         with disk_errors(entry.folder):
             entry.folder.mkdir(parents=True, exist_ok=True)
         if not create_json(entry.folder / JOB, job.as_json()) and entry.job().output_dir != job.output_dir:
@@ -174,7 +174,7 @@ class LaunchJournal:
         Raises:
             DataError: there is none.
         """
-        entry = Entry(self.root / _name(handle))
+        entry = Entry(self.root / file_name(handle))
         if not (entry.folder / JOB).is_file():
             raise DataError(
                 f"No job {handle!r} was started from here.",
@@ -202,9 +202,9 @@ class LaunchJournal:
         return {task_id for sending in all_ for task_id in (sending.task_id, *sending.twins, *sending.earlier)}
 
     def _endpoint_path(self, endpoint: str) -> Path:
-        return self.root / f"endpoint-{_name(endpoint)}.json"
+        return self.root / f"endpoint-{file_name(endpoint)}.json"
 
 
-def _name(job_id: str) -> str:
+def file_name(job_id: str) -> str:
     """A file name for a job: its own name where that is one."""
     return job_id if _NAME.fullmatch(job_id) else f"job-{hashlib.sha256(job_id.encode()).hexdigest()[:24]}"

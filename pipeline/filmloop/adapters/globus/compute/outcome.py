@@ -4,7 +4,8 @@
 |---|---|
 | an answer of our program | what it says |
 | no answer: the program was killed, or took too long | lost: submit again |
-| no answer: there is no such interpreter, or no filmloop in it | failed: ConfigError |
+| no answer: there is no such interpreter, no filmloop in it, or one of other requests | failed: ConfigError |
+| no answer, anything else: the program broke | lost |
 | the worker, its manager or its job was lost | lost |
 | the result was too large for the service | lost: the next attempt finds the run folder finished |
 | the function could not be unpacked over there | failed: ConfigError |
@@ -28,6 +29,7 @@ _LOST = re.compile(
 )
 _PACKING = re.compile(r"\b(DeserializationError|SerializationError|SerdeError|UnpicklingError|SyntaxError)\b")
 _REFUSED = re.compile(r"\b(InvalidResourceSpecification|UnsupportedFeatureError)\b")
+_CANNOT = re.compile(r"ModuleNotFoundError|No module named|does not understand the request")
 _INSTALL_HINT = (
     "Install filmloop[hpc] there and name its python in [launcher] python; `filmloop site check` asks again."
 )
@@ -53,7 +55,7 @@ def answer_of(told: Told, job_id: str) -> TaskAnswer:
 def _no_answer(job_id: str, result: dict[str, Any]) -> TaskAnswer:
     code, said = result.get("exit_code"), str(result.get("said", ""))
     words = f"The endpoint's program gave {result.get('none')}. {said}".strip()
-    if isinstance(code, int) and code > 0:
+    if code in (126, 127) or (code == 1 and _CANNOT.search(said)):
         return _failed(job_id, words, ConfigError.__name__, _INSTALL_HINT)
     return _lost(job_id, words)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from dataclasses import replace
 
 from filmloop.adapters.globus.compute.client import Compute
 from filmloop.adapters.globus.compute.endpoint import Known
+from filmloop.adapters.globus.compute.errand import Errand
 from filmloop.adapters.globus.compute.launchjournal import Entry, Sending
 from filmloop.adapters.globus.compute.outcome import answer_of
 from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
@@ -25,41 +25,15 @@ _SKEW_S = 30.0
 _SPARE_S = 75.0
 """What an attempt may take on top of its deadline: its grace, the last files, the way home."""
 
-_LOOK_S = 15.0
-"""A look that takes longer was lost with the process that it ran in; it takes half a second."""
+_LOOK_S = 60.0
+"""A look that takes longer was lost with the process that it ran in, or the host is slow: the next one has twice the time."""
+_LONGEST_LOOK_S = 960.0
+_SELDOM = 4
+"""A job that runs is looked at in every so manieth poll."""
+_AGAIN_S = 30.0
+"""So long after a task found that its batch job ends too soon, the attempt is sent once more."""
 _FIRST_S = 5.0
 _FIRST_LOOK_S = 0.2
-
-
-class Errand:
-    """A short function on its way. A thread sends it: the service may answer after half a minute, and a poll does not wait.
-
-    Attributes:
-        what: `look` or `cancel`.
-        sent_s: When it was sent, and when it was taken (`taken_s`): epoch seconds.
-        task_id: The service's; '' until it was taken.
-        error: Why it was not.
-    """
-
-    def __init__(self, what: str) -> None:
-        self.what, self.task_id, self.error = what, "", None
-        self.sent_s = self.taken_s = time.time()
-
-    error: Exception | None
-
-    def start(self, send: Callable[[], str]) -> None:
-        """Have `send` called, which returns the task's id."""
-
-        def work() -> None:
-            try:
-                task_id = send()
-            except Exception as exc:
-                self.error = exc
-                return
-            self.taken_s = time.time()
-            self.task_id = task_id
-
-        threading.Thread(target=work, name="filmloop-errand", daemon=True).start()
 
 
 class Standing:
@@ -92,6 +66,10 @@ class Standing:
         self._twin: Errand | None = None
         self._cancels = 0
         self._waits_at_s = 0.0  # epoch: a look that was sent then found that it had not begun
+        self._look_s, self._looked_s = _LOOK_S, float("-inf")  # how long a look may take; when the last one was sent
+        self._failed_twins = 0
+        self._was_offline = False  # the endpoint, when this process asked last
+        self._idle_s = 0.0  # epoch: since when no task of the attempt is left
 
     def now(self, sending: Sending) -> LaunchStatus:
         """How the attempt stands.
@@ -117,16 +95,26 @@ class Standing:
         self._asked_s = self._answered_s = float("-inf")
         self._last = LaunchStatus(state="pending", detail="It was submitted.")
         self._errand, self._twin, self._cancels, self._waits_at_s = None, None, 0, 0.0
+        self._look_s, self._looked_s = _LOOK_S, float("-inf")
+        self._failed_twins, self._was_offline, self._idle_s = 0, False, 0.0
 
     def _ask(self, sending: Sending) -> LaunchStatus:
         sending = self._with_twin(sending)
-        for task_id in (sending.task_id, *sending.twins):
+        for task_id in _tasks(sending):
             told = self._compute.ask(task_id)
-            if told.state != "pending":
-                return self._judge(sending, answer_of(told, self._entry.job().job_id))
-        answer = self._run_errand(sending)
-        if answer is not None and answer.state not in ("absent", "waiting"):
-            return self._judge(sending, answer)
+            if told.state == "pending":
+                continue
+            answer = answer_of(told, self._entry.job().job_id)
+            if answer.state not in ("absent", "waiting"):
+                return self._judge(sending, answer)
+            _log.info("task %s did not begin: %s", task_id, answer.detail)
+            sending = self._entry.write(sending.model_copy(update={"earlier": (*sending.earlier, task_id)}))
+            self._idle_s = time.time()
+        looked = self._run_errand(sending)
+        if looked is not None and looked.state not in ("absent", "waiting"):
+            return self._judge(sending, looked)
+        if looked is not None and looked.state == "waiting" and sending.running_utc:
+            sending = self._entry.write(sending.model_copy(update={"running_utc": ""}))
         if (gone := self._offline(sending)) is not None:
             return gone
         return self._under_way(self._entry.sending() or sending)
@@ -136,7 +124,7 @@ class Standing:
             return self._entry.end(answer)
         if answer.state == "lost":
             return self._lose(sending, answer)
-        if not sending.running_utc:
+        if not sending.running_utc and answer.token == sending.token:  # another attempt has a clock of its own
             sending = self._entry.write(sending.model_copy(update={"running_utc": utc_now(), "offline_utc": ""}))
         if self._is_overdue(sending):
             return self._lose(sending, answer.model_copy(update={"detail": "Its deadline passed, and it did not end."}))
@@ -155,7 +143,7 @@ class Standing:
         answer = self._fetch(sending, self._errand) if self._errand is not None else None
         wanted = "cancel" if self._entry.cancelled() else "look" if self._section.control else ""
         busy_with = self._errand.what if self._errand is not None else ""
-        if not wanted or busy_with == wanted or not self._may_send(wanted):
+        if not wanted or busy_with == wanted or not self._may_send(wanted, sending):
             return answer
         request = self._request(wanted, sending)
         if wanted == "cancel":
@@ -173,12 +161,19 @@ class Standing:
                 return answer
         return None
 
-    def _may_send(self, what: str) -> bool:
-        """Looks have a budget; the first cancel has none."""
+    def _may_send(self, what: str, sending: Sending) -> bool:
+        """Looks have a budget, and come seldom once the job runs; the first cancel has none."""
         if what == "cancel" and not self._cancels:
             self._cancels = 1
             return True
-        return self._known.budget.take()
+        now_s = time.monotonic()
+        seldom = what == "look" and sending.running_utc and self._answered_s > 0
+        if seldom and now_s - self._looked_s < _SELDOM * self._section.poll_s:
+            return False
+        if not self._known.budget.take():
+            return False
+        self._looked_s = now_s
+        return True
 
     def _fetch(self, sending: Sending, errand: Errand) -> TaskAnswer | None:
         if not errand.task_id:
@@ -191,8 +186,9 @@ class Standing:
             return None
         told = self._compute.ask(errand.task_id)
         if told.state == "pending":
-            if errand.what == "look" and time.time() - errand.taken_s > _LOOK_S:
-                self._errand = None
+            if errand.what == "look" and time.time() - errand.taken_s > self._look_s:
+                _log.info("a look had no answer within %.0f s", self._look_s)
+                self._errand, self._look_s = None, min(2 * self._look_s, _LONGEST_LOOK_S)
             return None
         self._errand = None
         answer = answer_of(told, self._entry.job().job_id)
@@ -201,7 +197,8 @@ class Standing:
             return None
         if answer.state == "lost" and answer.token != sending.token:
             return None
-        self._answered_s = time.monotonic()
+        self._answered_s, self._was_offline = time.monotonic(), False
+        self._look_s = max(_LOOK_S, 2 * (time.time() - errand.taken_s))
         if answer.state in ("absent", "waiting"):
             self._waits_at_s = errand.sent_s
             if errand.what == "cancel":  # the run folder is closed to it: it will never begin
@@ -212,11 +209,14 @@ class Standing:
         if time.monotonic() - self._answered_s < self._section.silent_s / 4:
             return None
         if self._compute.is_online():
+            self._was_offline = False
             if sending.offline_utc:
                 self._entry.write(sending.model_copy(update={"offline_utc": ""}))
             return None
-        if not sending.offline_utc:
+        # What was so before a restart says nothing about the time in between.
+        if not sending.offline_utc or not self._was_offline:
             sending = self._entry.write(sending.model_copy(update={"offline_utc": utc_now()}))
+        self._was_offline = True
         away_s = time.time() - epoch_s(sending.offline_utc)
         if away_s <= self._section.silent_s:
             return replace(self._last, detail=f"The endpoint has been offline for {away_s:.0f} s.")
@@ -246,8 +246,11 @@ class Standing:
         A user endpoint that dies takes what it had not begun with it, and nobody tells. A submission starts another one; the
         run folder makes one of all tasks of an attempt.
         """
-        due_s = self._section.silent_s * 2 ** len(sending.twins)
-        if self._waits_at_s and waited_s > due_s and self._twin is None:
+        due_s = self._section.silent_s * 2 ** (len(sending.twins) + self._failed_twins)
+        due = self._waits_at_s and waited_s > due_s
+        if not _tasks(sending):  # each of them found its batch job too short
+            due = time.time() - self._idle_s > _AGAIN_S * 2**self._failed_twins
+        if due and self._twin is None and self._known.budget.take():
             request = self._request("train", sending)
             self._twin = Errand("train")
             self._twin.start(lambda: self._known.send(request, group=sending.group, use="errand").task_id)
@@ -259,7 +262,12 @@ class Standing:
             return sending
         self._twin = None
         if not twin.task_id:
+            self._failed_twins += 1
+            if not isinstance(twin.error, (TransientError, ConfigError)):
+                raise twin.error or RuntimeError("an errand ended without a word")
+            _log.warning("the attempt cannot be sent once more: %s", twin.error.message)
             return sending
+        self._failed_twins = 0
         return self._entry.write(sending.model_copy(update={"twins": (*sending.twins, twin.task_id)}))
 
     def _is_known_to_wait(self, sending: Sending) -> bool:
@@ -281,3 +289,8 @@ class Standing:
         begun = sending.running_utc or sending.submitted_utc
         wait_s = 0.0 if sending.running_utc else self._section.queue_wait_s + _SKEW_S
         return time.time() - epoch_s(begun) > wait_s + self._deadline_s + _SPARE_S
+
+
+def _tasks(sending: Sending) -> list[str]:
+    """The attempt's tasks that may still bring it to its end: those that did not begin are among the earlier ones."""
+    return [task_id for task_id in (sending.task_id, *sending.twins) if task_id not in sending.earlier]

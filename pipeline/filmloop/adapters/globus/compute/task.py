@@ -29,6 +29,8 @@ from filmloop.adapters.batch.dialect import Look
 from filmloop.adapters.batch.settling import look_again
 from filmloop.adapters.batch.supervise import start, supervise
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
+from filmloop.adapters.globus.compute.ended import buried, bury
+from filmloop.adapters.globus.compute.timeleft import ends_soon, save_after_s
 from filmloop.adapters.globus.compute.wire import TaskAnswer, TaskRequest
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for
@@ -36,9 +38,9 @@ from filmloop.adapters.local.mark import kill_marked
 from filmloop.adapters.local.runfolder import ALIVE, CANCEL, JOB, LOG, last_metrics, log_tail
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError, DataError, FilmloopError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.core.forking import die_with
-from filmloop.core.fsio import atomic_write_bytes
+from filmloop.core.fsio import atomic_write_bytes, translate_os_error
 from filmloop.ports.launcher import LaunchStatus
 
 _LOOK_S = 0.2
@@ -50,13 +52,16 @@ _HERE = "at the endpoint"
 def train(request: TaskRequest) -> TaskAnswer:
     """Train, or wait for whoever does; the answer tells how it ended."""
     _same_version(request)
-    folder = folder_for(request.job)
+    came_s, folder = time.time(), Path(request.job.output_dir).absolute()
+    if not (folder / JOB).is_file() and (ended := buried(request)) is not None:
+        return ended
+    folder_for(request.job)
     _log_to(folder)
     end_s = time.monotonic() + request.job.deadline_s + request.grace_s + _SPARE_S
     while True:
         with hold(folder / ALIVE) as lock:
             if lock is not None:
-                return _train(request, folder)
+                return bury(request, _train(request, folder, came_s))
         if time.monotonic() > end_s:
             return _answer(request, LaunchStatus(state="lost", detail=f"Somebody else holds {folder / ALIVE}."))
         time.sleep(_LOOK_S)
@@ -64,9 +69,13 @@ def train(request: TaskRequest) -> TaskAnswer:
 
 def look(request: TaskRequest) -> TaskAnswer:
     """How the job stands."""
+    return bury(request, _look(request))
+
+
+def _look(request: TaskRequest) -> TaskAnswer:
     folder = Path(request.job.output_dir)
     if not (folder / JOB).is_file():
-        return TaskAnswer(job_id=request.job.job_id, state="absent", host=socket.gethostname())
+        return buried(request) or TaskAnswer(job_id=request.job.job_id, state="absent", host=socket.gethostname())
     _is_ours(request, folder)
     look_again(folder)
     attempt = Attempt.read(folder)
@@ -87,10 +96,10 @@ def look(request: TaskRequest) -> TaskAnswer:
 
 def cancel(request: TaskRequest) -> TaskAnswer:
     """Write down that the job is to end; returns when it has, or after its grace."""
-    folder = folder_for(request.job)
     before = look(request)
     if before.state in ("succeeded", "failed"):
         return before
+    folder = folder_for(request.job)
     if not (folder / CANCEL).exists():
         atomic_write_bytes(folder / CANCEL, f"{request.why or 'It was cancelled.'}\n".encode())
     end_s = time.monotonic() + request.grace_s + _SPARE_S / 2
@@ -99,7 +108,7 @@ def cancel(request: TaskRequest) -> TaskAnswer:
     return look(request)
 
 
-def _train(request: TaskRequest, folder: Path) -> TaskAnswer:
+def _train(request: TaskRequest, folder: Path, came_s: float) -> TaskAnswer:
     before = Attempt.read(folder)
     if (status := success(folder) or cancelled(folder)) is not None:
         return _answer(request, status, before)
@@ -113,10 +122,18 @@ def _train(request: TaskRequest, folder: Path) -> TaskAnswer:
         if before.token == request.token and _began(folder, before):
             return _answer(request, status, before)
         kill_marked(before.token)
-    if time.time() > request.start_by_s:
+    if (ended := buried(request)) is not None:  # its folder is being deleted
+        return ended
+    if came_s > request.start_by_s:
+        if before is not None and _began(folder, before):
+            late = f"Attempt {request.attempt} came too late and did not begin."
+            return _answer(request, LaunchStatus(state="lost", detail=late))
         why = "It waited too long for the endpoint, or in its queue, and was withdrawn."
         atomic_write_bytes(folder / CANCEL, f"{why}\n".encode())
         return _answer(request, LaunchStatus(state="failed", detail=why))
+    if ends_soon(request):
+        answer = TaskAnswer(job_id=request.job.job_id, state="waiting", token=request.token)
+        return answer.model_copy(update={"detail": "Its batch job ends too soon for it to begin."})
     attempt = _attempt(request, folder)
     attempt.write(folder)
     me = os.getpid()
@@ -135,7 +152,7 @@ def _attempt(request: TaskRequest, folder: Path) -> Attempt:
         stop=_stop(request),
         threads=request.threads,
         deadline_s=request.job.deadline_s,
-        save_after_s=_save_after_s(request),
+        save_after_s=save_after_s(request),
         grace_s=request.grace_s,
         submitted_utc=utc_now(),
     )
@@ -175,17 +192,6 @@ def _stop(request: TaskRequest) -> tuple[str, ...]:
     return ()
 
 
-def _save_after_s(request: TaskRequest) -> float:
-    """Never before the deadline, unless the batch job ends before that: Slurm says when, PBS does not.
-
-    A batch job that has done other things before has less than its walltime left. Its queue tells the worker with SIGTERM.
-    """
-    late = request.job.deadline_s + _SPARE_S
-    ends = os.environ.get("SLURM_JOB_END_TIME", "")
-    left_s = float(ends) - time.time() if ends.isdigit() else request.walltime_s
-    return late if left_s is None else max(1.0, min(late, left_s - request.save_before_s))
-
-
 def _ended(folder: Path, attempt: Attempt) -> LaunchStatus:
     """How an attempt that nobody supervises any more has ended."""
     if not _began(folder, attempt):
@@ -201,7 +207,8 @@ def _began(folder: Path, attempt: Attempt) -> bool:
 def _under_way(request: TaskRequest, folder: Path, attempt: Attempt | None) -> TaskAnswer:
     started = Started.read(folder)
     if attempt is None or started is None or started.token != attempt.token:
-        return TaskAnswer(job_id=request.job.job_id, state="waiting")
+        token = attempt.token if attempt is not None else ""
+        return TaskAnswer(job_id=request.job.job_id, state="waiting", token=token)
     status = LaunchStatus(
         state="running", detail=f"on {started.host}", log_tail=log_tail(folder), progress=last_metrics(folder)
     )
@@ -245,14 +252,21 @@ def answered(text: bytes) -> dict[str, Any]:
     try:
         return {"train": train, "look": look, "cancel": cancel}[request.do](request).as_json()
     except FilmloopError as exc:
-        status = LaunchStatus(
-            state="lost" if exc.retryable else "failed",
-            exit_code=exc.exit_code,
-            detail=exc.message,
-            error=type(exc).__name__,
-            hint=exc.hint,
-        )
-        return _answer(request, status).as_json()
+        return _error(request, exc).as_json()
+    except OSError as exc:  # whatever it is, the job is not to blame
+        known = translate_os_error(exc, Path(request.job.output_dir))
+        return _error(request, TransientError(known.message, hint=known.hint)).as_json()
+
+
+def _error(request: TaskRequest, exc: FilmloopError) -> TaskAnswer:
+    status = LaunchStatus(
+        state="lost" if exc.retryable else "failed",
+        exit_code=exc.exit_code,
+        detail=exc.message,
+        error=type(exc).__name__,
+        hint=exc.hint,
+    )
+    return _answer(request, status)
 
 
 def _tie(parent: int) -> None:
