@@ -23,7 +23,7 @@ from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem
 
 if TYPE_CHECKING:
-    from filmloop.adapters.globus.checks.endpoint import Sample
+    from filmloop.adapters.globus.checks.side import Sample
 
 PREFIX = ".check-"
 _DATA = b"filmloop site check\n"
@@ -81,7 +81,7 @@ class Probe:
 
     def there_and_back(self) -> Iterator[Finding]:
         """Move the file both ways; one finding each."""
-        from filmloop.adapters.globus.checks.endpoint import Sample
+        from filmloop.adapters.globus.checks.side import Sample
 
         atomic_write_bytes(self._home.root / "probe", _DATA)
         there = self._move("to_cluster", "probe", "probe", "transfer there")
