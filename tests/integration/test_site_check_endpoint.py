@@ -20,6 +20,7 @@ from filmloop.config.globus import GlobusSection
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.finding import Finding
+from filmloop.core.retry import wait_until
 from filmloop.testing.slurm import SlurmRig
 from rigs.endpoint import CLIENT_ID, ENGINES, SECRET
 from rigs.globus import Compute
@@ -108,12 +109,16 @@ def test_who_interrupts_the_wait_for_a_job_is_told_the_same(
     compute.hosted.fault("lose_result", times=-1)
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(6.0, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
+
+    def interrupt() -> None:
+        wait_until(lambda: compute.hosted.fired("lose_result") or None, deadline_s=60, what="a function on a node")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with caplog.at_level(logging.ERROR), pytest.raises(KeyboardInterrupt):
         run(control={}, job=True)
-    timer.join()
-    assert compute.hosted.fired("lose_result") > 0
+    thread.join()
     assert calling.STAYS in caplog.text
 
 
