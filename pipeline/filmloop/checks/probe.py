@@ -134,7 +134,7 @@ class Probe:
 
 def _mark(folder: Path) -> None:
     """An empty folder, old already: the next check tries again to delete the one of its name at the cluster."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     os.utime(folder, (0, 0))
 
 

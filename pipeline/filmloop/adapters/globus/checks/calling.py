@@ -75,7 +75,7 @@ class Caller:
         """The same without waiting; returns the task's id."""
         request = {"do": "versions", "probe": probe, "python": python, "patience_s": _PATIENCE_S}
         try:
-            with _told(place):
+            with telling(place):
                 sent = self._compute.submit(
                     self._function_id, request, options=place.options, resources=place.resources
                 )
@@ -89,7 +89,7 @@ class Caller:
 
     def wait(self, place: Place, task_id: str) -> Told:
         """What came of it, when something has."""
-        with _told(place):
+        with telling(place):
             return wait_until(
                 lambda: None if (told := self._compute.ask(task_id)).state == "pending" else told,
                 deadline_s=place.wait_s,
@@ -114,7 +114,7 @@ def why(told: Told) -> str:
 
 
 @contextmanager
-def _told(place: Place) -> Iterator[None]:
+def telling(place: Place) -> Iterator[None]:
     """A person who does not wait any longer is told what stays."""
     try:
         yield

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from filmloop.adapters.globus.checks import over_there
-from filmloop.adapters.globus.checks.calling import Caller, answer_of, beside_the_queue, on_a_node, why
+from filmloop.adapters.globus.checks.calling import Caller, answer_of, beside_the_queue, on_a_node, telling, why
 from filmloop.adapters.globus.checks.side import Sample, folder_finding, question, versions_finding
 from filmloop.adapters.globus.compute import versions
 from filmloop.config.globus import GlobusLauncher
@@ -103,7 +103,8 @@ def _folder(config: SiteConfig, section: GlobusLauncher, caller: Caller, sample:
         path = posixpath.join(request["folder"], posixpath.dirname(sample.path), "lock")
     request["lock"] = {"do": "hold", "path": path, "wait_s": _HELD_S}
     task_id = caller.send(place, over_there.program(request))
-    tried = _tried(config, section, caller, task_id, path) if path else {}
+    with telling(place):
+        tried = _tried(config, section, caller, task_id, path) if path else {}
     told = caller.wait(place, task_id)
     said = answer_of(told)
     if said is None:
