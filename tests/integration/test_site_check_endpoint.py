@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from filmloop.adapters.globus.checks import endpoint as endpoint_checks
+from filmloop.adapters.globus.checks import calling
 from filmloop.bootstrap import Site
 from filmloop.checks.globus import check_globus
 from filmloop.config.globus import GlobusSection
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.finding import Finding
+from filmloop.core.retry import wait_until
 from filmloop.testing.slurm import SlurmRig
 from rigs.endpoint import CLIENT_ID, ENGINES, SECRET
 from rigs.globus import Compute
@@ -72,8 +76,50 @@ def test_an_endpoint_that_can_train_is_well_in_every_item(compute: Compute, run:
     assert functions(compute) == before
 
 
-def test_a_function_goes_through_the_queue_if_asked_to(run: Callable[..., Findings]) -> None:
-    assert run(job=True)["job"].state == "ok"
+def test_a_node_is_looked_at_through_the_queue_if_asked_to(run: Callable[..., Findings]) -> None:
+    found = run(job=True, processes_per_node=2)
+    assert [found[item].state for item in ("job", "node versions", "node folder", "node locks")] == ["ok"] * 4
+    assert "is seen on" in found["node locks"].detail
+    assert "the sent file is there" in found["node folder"].detail
+    assert "processes_per_node is 2" in found["node GPUs"].detail
+
+
+def test_a_function_that_stays_registered_is_told(compute: Compute, run: Callable[..., Findings]) -> None:
+    route = "DELETE /v2/functions/<uuid:function_id>"
+    compute.hosted.fault("refuse", times=-1, match={"route": route}, status=403, code="FORBIDDEN", message="not now")
+    found = run()["functions"]
+    assert compute.hosted.fired("refuse") > 0
+    assert (found.state, "stays registered" in found.detail, "not now" in found.detail) == ("warn", True, True)
+
+
+def test_a_job_that_nobody_waits_for_any_longer_is_told_with_what_shows_it(
+    compute: Compute, run: Callable[..., Findings]
+) -> None:
+    compute.hosted.fault("lose_result", times=-1)
+    found = run(control={}, job=True, queue_wait_s=8.0)["job"]
+    assert compute.hosted.fired("lose_result") > 0
+    assert (found.state, "did not happen within 8 s" in found.detail) == ("fail", True)
+    assert "stays queued" in found.hint
+    assert "qstat -u $USER" in found.hint
+
+
+def test_who_interrupts_the_wait_for_a_job_is_told_the_same(
+    compute: Compute, run: Callable[..., Findings], caplog: pytest.LogCaptureFixture
+) -> None:
+    compute.hosted.fault("lose_result", times=-1)
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: compute.hosted.fired("lose_result") or None, deadline_s=60, what="a function on a node")
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with caplog.at_level(logging.ERROR), pytest.raises(KeyboardInterrupt):
+        run(control={}, job=True)
+    thread.join()
+    assert calling.STAYS in caplog.text
 
 
 def test_without_control_functions_wait_for_a_job_that_somebody_asks_for(run: Callable[..., Findings]) -> None:
@@ -82,7 +128,9 @@ def test_without_control_functions_wait_for_a_job_that_somebody_asks_for(run: Ca
     assert found["functions"].hint == "filmloop site check --job"
     assert "versions" not in found
     found = run(control={}, job=True)
-    assert (found["versions"].state, found["cluster folder"].state) == ("ok", "ok")
+    assert (found["node versions"].state, found["node folder"].state) == ("ok", "ok")
+    assert "the sent file is there" in found["node folder"].detail
+    assert "node locks" not in found
 
 
 def test_an_endpoint_that_is_offline_is_told_with_what_starts_it(
@@ -173,10 +221,20 @@ def test_a_queue_is_asked_before_a_job_is_sent(
     assert slurm.run("squeue", "--noheader") == ""
 
 
+def test_a_function_for_several_nodes_says_so_to_its_engine(
+    slurm_compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FILMLOOP_GLOBUS_SECRET", SECRET)
+    with GlobusRig(slurm_compute.hosted).site(tmp_path, globus=GlobusSection(client_id=CLIENT_ID)) as site:
+        found = checked(slurm_compute, site, job=True, options=ENGINES["slurm-mpi"], nodes=2)
+    wanted = ("job", "node versions", "node folder", "node locks")
+    assert [found[item].state for item in wanted] == ["ok"] * 4, found
+
+
 def test_a_function_that_does_not_come_back_is_given_up(
     compute: Compute, run: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_checks, "_ANSWER_S", 2.0)
+    monkeypatch.setattr(calling, "_ANSWER_S", 2.0)
     compute.hosted.fault("lose_result", times=-1)
     found = run()["endpoint"]
     assert "did not happen within 2 s" in found.detail

@@ -249,6 +249,21 @@ def test_what_cannot_be_deleted_is_said(site: GlobusSite) -> None:
     assert site.hosted.fired("refuse") > 0
 
 
+def test_a_deletion_that_failed_is_said_and_tried_again_by_the_next_check(site: GlobusSite) -> None:
+    site.hosted.fault("fail", times=1, match={"type": "DELETE"}, code="PERMISSION_DENIED")
+    found = check(site)["clean-up"]
+    assert site.hosted.fired("fail") == 1
+    (left,) = site.cluster.iterdir()
+    assert found.state == "fail"
+    assert left.name in found.detail
+    assert "PERMISSION_DENIED" in found.detail
+    assert "app.globus.org/activity/" in found.hint
+    site.hosted.fault("fail", times=1, match={"type": "DELETE"})
+    assert left.name in check(site)["clean-up"].detail
+    assert "clean-up" not in check(site)
+    assert [*site.cluster.iterdir(), *site.edge.iterdir()] == []
+
+
 def test_a_check_that_was_killed_is_cleaned_up_by_the_next(site: GlobusSite) -> None:
     name = ".check-0123456789abcdef"
     for side in (site.edge, site.cluster):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filmloop.bootstrap import Site, open_mover
@@ -21,7 +23,7 @@ from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem
 
 if TYPE_CHECKING:
-    from filmloop.adapters.globus.checks.endpoint import Sample
+    from filmloop.adapters.globus.checks.side import Sample
 
 PREFIX = ".check-"
 _DATA = b"filmloop site check\n"
@@ -65,18 +67,21 @@ class Probe:
 
     def __exit__(self, *_: object) -> None:
         """Take everything back, whatever happened."""
+        swept = False
         try:
             self._mover.close()
-            self._sweep(self._name)
+            swept = self._sweep(self._name)
         finally:
-            shutil.rmtree(self._home.root, ignore_errors=True)
             root = self._site.home.root
+            shutil.rmtree(self._home.root, ignore_errors=True)
+            if not swept:
+                _mark(self._home.root)
             if self._made_root and not any(root.iterdir()):
                 root.rmdir()
 
     def there_and_back(self) -> Iterator[Finding]:
         """Move the file both ways; one finding each."""
-        from filmloop.adapters.globus.checks.endpoint import Sample
+        from filmloop.adapters.globus.checks.side import Sample
 
         atomic_write_bytes(self._home.root / "probe", _DATA)
         there = self._move("to_cluster", "probe", "probe", "transfer there")
@@ -109,7 +114,7 @@ class Probe:
         took_s = time.monotonic() - begin
         return Finding(item=item, state="ok", detail=f"a file arrived, its bytes are right; {took_s:.1f} s")
 
-    def _sweep(self, name: str) -> None:
+    def _sweep(self, name: str) -> bool:
         from filmloop.adapters.globus.checks.sweep import sweep
 
         try:
@@ -117,13 +122,20 @@ class Probe:
         except FilmloopError as exc:
             self.left = exc
             _log.error("%s %s", exc.message, exc.hint)
+            return False
+        return True
 
     def _remove_old(self) -> None:
-        """What a check that was killed has left."""
+        """What a check has left that was killed, or that could not delete it."""
         for old in self._site.home.root.glob(f"{PREFIX}*"):
-            if time.time() - old.stat().st_mtime > _OLD_S:
-                self._sweep(old.name)
+            if time.time() - old.stat().st_mtime > _OLD_S and self._sweep(old.name):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _mark(folder: Path) -> None:
+    """An empty folder, old already: the next check tries again to delete the one of its name at the cluster."""
+    folder.mkdir(exist_ok=True)
+    os.utime(folder, (0, 0))
 
 
 def _below(side: Collection, name: str) -> Collection:

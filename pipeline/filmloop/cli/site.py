@@ -17,7 +17,12 @@ from filmloop.core.errors import ConfigError
 
 app = typer.Typer(help="The site.", no_args_is_help=True)
 Job = Annotated[
-    bool, typer.Option("--job", help="Send a function of a moment through the queue, too; it may wait there.")
+    bool,
+    typer.Option(
+        "--job",
+        help="Look at a compute node, too, by short functions through the queue. Their job may wait there; after Ctrl-C "
+        "or queue_wait_s it stays queued: `qstat -u $USER` or `squeue --me` there shows it.",
+    ),
 ]
 _ITEM = 20
 _MARK = {"ok": "[green]ok[/green]  ", "warn": "[yellow]warn[/yellow]", "fail": "[red]fail[/red]"}
@@ -44,7 +49,7 @@ def check(
 ) -> None:
     """Test everything that a cycle needs, item by item, and say what to do. Exit code 2 if an item fails.
 
-    Nothing is left behind, neither here nor at another facility.
+    Nothing is left behind, neither here nor at another facility, but for a job that `--job` has queued.
     """
     set_up_logs(quiet=True)
     from filmloop.checks.site import check_site

@@ -72,45 +72,41 @@ def _look(globus: GlobusSection, section: GlobusMover, side: Collection, role: R
         with transfer_client(globus, section, role, f"Listing {side.path} of {name!r} as {principal}") as client:
             client.operation_ls(side.collection, path=side.path, limit=1)
     except DataError as exc:
-        return _finding("fail", exc.message, f"Make the folder, or set path in [mover]. {page_of(side)}")
+        return Finding("", "fail", exc.message, f"Make the folder, or set path in [mover]. {page_of(side)}")
     except AuthError as exc:
         cause = exc.__cause__
         if not isinstance(cause, globus_sdk.GlobusAPIError) or to_gare(cause) is not None:
             raise  # a login or a consent is missing, and the hint says so
-        return _finding(
-            "fail", exc.message,
+        return Finding(
+            "", "fail", exc.message,
             f"Give {principal} read and write on {side.path}: {_FILES}/{side.collection}/sharing",
         )  # fmt: skip
-    return _finding("ok", f"{name!r}, {side.path}, as {principal}")
+    return Finding("", "ok", f"{name!r}, {side.path}, as {principal}")
 
 
 def _kind(document: dict[str, Any], side: Collection, is_application: bool) -> Finding | None:
     """What is wrong with a collection by its document."""
     entity, name = str(document.get("entity_type") or ""), document.get("display_name") or side.collection
     if document.get("gcp_connected") is False or document.get("gcp_paused"):
-        return _finding(
-            "fail", f"{name!r}: Globus Connect Personal is not running, or paused",
+        return Finding(
+            "", "fail", f"{name!r}: Globus Connect Personal is not running, or paused",
             "Start it on that machine: globusconnectpersonal -start &",
         )  # fmt: skip
     if document.get("non_functional"):
-        return _finding(
-            "fail", f"{name!r} is an endpoint that holds no files itself", "Name one of its collections in [mover]."
+        return Finding(
+            "", "fail", f"{name!r} is an endpoint that holds no files itself", "Name one of its collections in [mover]."
         )
     is_mapped = "mapped" in entity
     if is_mapped and is_application:
-        return _finding(
-            "fail", f"{name!r} is a mapped collection: it maps people to accounts, and this is an application",
+        return Finding(
+            "", "fail", f"{name!r} is a mapped collection: it maps people to accounts, and this is an application",
             'Make a guest collection of the folder and name it in [mover], or set login = "user" in [globus].',
         )  # fmt: skip
     # High-assurance collections have no data_access: https://globus-sdk-python.readthedocs.io, "Detecting data_access".
     wanted = is_mapped and not document.get("high_assurance")
     if entity and wanted != side.mapped:
-        return _finding(
-            "fail", f"{name!r} is {entity}, [mover] says mapped = {str(side.mapped).lower()}",
+        return Finding(
+            "", "fail", f"{name!r} is {entity}, [mover] says mapped = {str(side.mapped).lower()}",
             f"Set mapped = {str(wanted).lower()} for it.",
         )  # fmt: skip
     return None
-
-
-def _finding(state: Any, detail: str, hint: str = "") -> Finding:
-    return Finding(item="", state=state, detail=detail, hint=hint)

@@ -5,10 +5,14 @@ Any Python 3.8 or later can run it; it needs nothing else. The queue is asked, n
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import subprocess
+import time
 from typing import Any
 
 
@@ -18,13 +22,14 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: `folder`, the cluster's host_path; `file` below it and the `sha256` that it has to have; `queue`, the
             words of a command for the queue, and what it is to be given on standard input, `script`; `options` of a
-            training at `endpoint`.
+            training at `endpoint`; `lock`, what to `do` with the lock at a `path` within `wait_s`: `hold` or `try` it.
     """
     return {
         "folder": folder(request["folder"]),
         "file": file(request),
         "queue": queue(request),
         "template": template(request),
+        "lock": lock(request["lock"]),
     }
 
 
@@ -77,6 +82,53 @@ def template(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as exc:
         return {"wrong": getattr(exc, "message", "") or str(exc), "seen": True}
     return {"wrong": "", "seen": True}
+
+
+def lock(asked: dict[str, Any]) -> dict[str, Any]:
+    """Hold a lock until another host has tried it, or try it once another holds it: see `_hold` and `_try`."""
+    if not asked.get("path"):
+        return {}
+    do = {"hold": _hold, "try": _try}[asked["do"]]
+    return {"host": socket.gethostname(), **do(asked["path"], time.monotonic() + asked["wait_s"])}
+
+
+def _hold(path: str, end: float) -> dict[str, Any]:
+    """Whether it was `tried` meanwhile, or what is `wrong` with the lock."""
+    try:
+        with open(path, "a") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                open(path + ".held", "w").close()
+            return {"wrong": "", "tried": _comes(path + ".tried", end)}
+    except OSError as exc:
+        return {"wrong": f"{exc.strerror}: {path}", "errno": exc.errno, "tried": False}
+
+
+def _try(path: str, end: float) -> dict[str, Any]:
+    """Whether the holder was `found`, and the lock `locked` by it."""
+    if not _comes(path + ".held", end):
+        return {"wrong": "", "found": False, "locked": False}
+    try:
+        with open(path, "a") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"wrong": "", "found": True, "locked": False}
+    except BlockingIOError:
+        return {"wrong": "", "found": True, "locked": True}
+    except OSError as exc:
+        return {"wrong": f"{exc.strerror}: {path}", "found": True, "locked": False}
+    finally:
+        with contextlib.suppress(OSError):
+            open(path + ".tried", "w").close()
+
+
+def _comes(path: str, end: float) -> bool:
+    """Whether a file is there in time."""
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _configuration(endpoint: str) -> str:

@@ -61,12 +61,21 @@ def _pbs(options: Options, said: str) -> tuple[bool, str]:
     for key in ("enabled", "started"):
         if found.get(key, "True") != "True":
             return False, f"queue {options.get('queue')}: {key} = {found[key]}"
-    longest = found.get("resources_max.walltime")
-    if longest and _seconds(longest) < _seconds(str(options.get("walltime", "00:00:00"))):
-        return False, f"queue {options.get('queue')} grants {longest} at most"
-    return True, f"queue {options.get('queue')} takes jobs; the account shows with the first one"
+    for resource, key, unset, size in (
+        ("walltime", "walltime", "0", _seconds),
+        ("nodect", "nodes_per_block", "1", int),
+    ):
+        wanted = str(options.get(key, unset))
+        least, most = (found.get(f"resources_{bound}.{resource}", wanted).strip() for bound in ("min", "max"))
+        if not size(least) <= size(wanted) <= size(most):
+            limit = f"at least {least}" if size(wanted) < size(least) else f"at most {most}"
+            return False, f"queue {options.get('queue')} takes {key} of {limit}, [launcher.options] says {wanted}"
+    return True, f"queue {options.get('queue')} takes such jobs; the account shows with the first one"
 
 
 def _seconds(text: str) -> int:
-    hours, minutes, seconds = [*text.split(":"), "0", "0"][:3]
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    """Of HH:MM:SS; PBS also prints seconds alone."""
+    seconds = 0
+    for part in text.split(":"):
+        seconds = 60 * seconds + int(part)
+    return seconds

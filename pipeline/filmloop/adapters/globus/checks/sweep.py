@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import globus_sdk
 
 from filmloop.adapters.globus.checks.collections import transfer_client
 from filmloop.config.globus import GlobusMover
 from filmloop.config.schema import SiteConfig
+from filmloop.core.errors import TransientError
 from filmloop.core.retry import wait_until
 
 _DELETED_S = 120.0
@@ -18,7 +17,7 @@ def sweep(config: SiteConfig, name: str) -> None:
     """Delete the folder `name` below the cluster's; come back when it is gone.
 
     Raises:
-        TransientError: it is not within two minutes; the task is Globus' to finish.
+        TransientError: it is not within two minutes, and the task is Globus' to finish; or the task failed.
     """
     section = config.mover
     assert isinstance(section, GlobusMover)
@@ -36,11 +35,14 @@ def sweep(config: SiteConfig, name: str) -> None:
         )  # fmt: skip
         document.add_item(path)
         task_id = client.submit_delete(document)["task_id"]
-        end = time.monotonic() + _DELETED_S
-        wait_until(
-            lambda: True if client.get_task(task_id)["status"] in ("SUCCEEDED", "FAILED") else None,
-            deadline_s=max(1.0, end - time.monotonic()),
+        hint = f"https://app.globus.org/activity/{task_id} shows why; delete the folder there by hand if it fails."
+        ended = wait_until(
+            lambda: task if (task := client.get_task(task_id))["status"] in ("SUCCEEDED", "FAILED") else None,
+            deadline_s=_DELETED_S,
             what=f"Deleting {path} at the cluster",
-            hint=f"https://app.globus.org/activity/{task_id} shows why; delete the folder there by hand if it fails.",
+            hint=hint,
             cap_s=2.0,
         )
+    if ended["status"] == "FAILED":
+        said = (ended.get("fatal_error") or {}).get("code") or ended.get("nice_status") or "no reason given"
+        raise TransientError(f"Deleting {path} at the cluster failed: {said}.", hint=hint, ids={"task": task_id})
