@@ -14,7 +14,7 @@ from filmloop.adapters.globus.transfer.patience import Patience
 from filmloop.adapters.globus.transfer.side import incoming
 from filmloop.adapters.globus.transfer.watch import end_of
 from filmloop.core.clock import epoch_s
-from filmloop.core.errors import FilmloopError
+from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.ports.mover import Direction, MoveItem
 
 _CANCEL_S = 30.0
