@@ -134,7 +134,9 @@ def test_what_failed_to_be_deleted_is_not_deleted_once_a_move_has_filled_it_anew
     scenario.hosted.clear_faults()
     assert scenario.run(mover).state == "succeeded"
     mover.discard([], key="d2")
-    scenario.wait(lambda: active(scenario) == [], "no deletion")
+    asked = [one["path"] for task in scenario.site.tasks("DELETE") for one in task["asked"]["DATA"]]
+    assert [path for path in asked if "/there/" in path] == []
+    scenario.wait(lambda: active(scenario) == [], "the end of the sweep")
     scenario.check()
 
 

@@ -211,6 +211,16 @@ class MoverContract:
         )
         assert files_below(site.edge) == set(THREE) | {"keep"}
 
+    def test_placed_lists_the_files_of_a_folder_that_are_not_discarded(self, site: MoverSite) -> None:
+        mover = site.make()
+        assert mover.placed("there") == []
+        ended(
+            mover, mover.submit("to_cluster", site.put("to_cluster", {"s/a": b"a", "s/b": b"b", "t": b"t"}), key="k1")
+        )
+        assert mover.placed("there/s") == ["there/s/a", "there/s/b"]
+        mover.discard(["there/s/a"], key="d1", over=["k1"])
+        assert mover.placed("there") == ["there/s/b", "there/t"]
+
     @pytest.mark.parametrize("path", ["../edge", "/tmp", ""])
     def test_discard_never_leaves_the_cluster_root(self, site: MoverSite, path: str) -> None:
         mover = site.make()
