@@ -127,7 +127,7 @@ def test_a_deletion_that_failed_is_logged_and_tried_again(scenario: Scenario, ca
 
 
 def test_what_failed_to_be_deleted_is_not_deleted_once_a_move_has_filled_it_anew(scenario: Scenario) -> None:
-    scenario.fault("refuse", times=-1, match=POST_DELETE, status=503, headers={"Retry-After": "0"})
+    scenario.fault("refuse", times=-1, match=SUBMISSION, status=503, headers={"Retry-After": "0"})
     mover = scenario.site.make()
     with pytest.raises(TransientError):
         mover.discard(["there/s"], key="d1")
