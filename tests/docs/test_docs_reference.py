@@ -61,7 +61,7 @@ def test_the_config_page_has_every_key() -> None:
 def test_the_errors_page_has_every_error_and_its_exit_code() -> None:
     page = reference.errors_page()
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(classes) == 8
+    assert len(classes) == 9
     for cls in classes:
         assert f"| `{cls.__name__}` | {cls.exit_code} |" in page  # type: ignore[attr-defined]
 

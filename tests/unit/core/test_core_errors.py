@@ -18,6 +18,7 @@ EXPECTED = {
     "AuthError": (4, False),
     "DataError": (5, False),
     "VerificationError": (5, False),
+    "CancelledError": (7, False),
     "TrainingError": (6, False),
 }
 
