@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,8 @@ from filmloop.core.documents import ModelChoice, TrainJob
 from filmloop.core.retry import wait_until
 from filmloop.testing.contracts.launcher import alive, said_pids, starts
 
+# Processes are found by their token, all over the machine: another run of these tests has others.
+FIRST, SECOND, THIRD = (secrets.token_hex(16) for _ in range(3))
 STANDIN = (sys.executable, "-m", "filmloop.testing.standin_trainer")
 WORKER = (
     "import json, sys\n"
@@ -45,9 +48,7 @@ def job_of(folder: Path, act: str, *, deadline_s: float = 60.0) -> TrainJob:
     )
 
 
-def request_of(
-    job: TrainJob, do: str = "train", *, attempt: int = 1, token: str = "a" * 32, **more: Any
-) -> TaskRequest:
+def request_of(job: TrainJob, do: str = "train", *, attempt: int = 1, token: str = FIRST, **more: Any) -> TaskRequest:
     words: dict[str, Any] = {
         "do": do, "patience_s": 120.0, "job": job, "attempt": attempt, "token": token, "command": STANDIN,
         "start_by_s": time.time() + 60, "grace_s": 0.5, "filmloop": __version__, **more,
@@ -97,27 +98,27 @@ def test_the_function_travels_by_its_text_and_brings_the_verdict_home(tmp_path: 
 
 def test_a_task_that_comes_again_or_late_starts_nothing(tmp_path: Path) -> None:
     job = job_of(tmp_path, "succeed")
-    first = ask(request_of(job, attempt=2, token="b" * 32))
-    assert ask(request_of(job, attempt=2, token="b" * 32)) == first
+    first = ask(request_of(job, attempt=2, token=SECOND))
+    assert ask(request_of(job, attempt=2, token=SECOND)) == first
     assert ask(request_of(job, attempt=1)) == first
-    assert ask(request_of(job, attempt=3, token="c" * 32)) == first
+    assert ask(request_of(job, attempt=3, token=THIRD)) == first
     assert starts(job) == 1
 
 
 def test_an_attempt_that_was_lost_is_told_as_lost_and_only_a_newer_one_goes_on(tmp_path: Path) -> None:
     job = job_of(tmp_path, "requeue_once")
-    assert ask(request_of(job, attempt=2, token="b" * 32)).state == "lost"
-    assert ask(request_of(job, attempt=2, token="b" * 32)).state == "lost"
+    assert ask(request_of(job, attempt=2, token=SECOND)).state == "lost"
+    assert ask(request_of(job, attempt=2, token=SECOND)).state == "lost"
     late = ask(request_of(job, attempt=1))
     assert (late.state, "came after attempt 2" in late.detail) == ("lost", True)
     assert starts(job) == 1
-    assert ask(request_of(job, attempt=3, token="c" * 32)).state == "succeeded"
+    assert ask(request_of(job, attempt=3, token=THIRD)).state == "succeeded"
     assert starts(job) == 2
 
 
 def test_two_tasks_of_one_job_train_once_and_both_tell_the_end(tmp_path: Path) -> None:
     job = job_of(tmp_path, "wait")
-    twins = [worker(request_of(job)), worker(request_of(job)), worker(request_of(job, attempt=2, token="b" * 32))]
+    twins = [worker(request_of(job)), worker(request_of(job)), worker(request_of(job, attempt=2, token=SECOND))]
     begun(job)
     time.sleep(1.0)  # the others are there by now
     Path(job.output_dir, "go").touch()
@@ -134,7 +135,7 @@ def test_a_look_sees_what_waits_runs_and_has_ended(tmp_path: Path) -> None:
     running = wait_until(
         lambda: found if (found := ask(request_of(job, "look"))).progress else None, deadline_s=30, what="progress"
     )
-    assert (running.state, running.progress, running.token) == ("running", {"step": 1, "loss": 0.5}, "a" * 32)
+    assert (running.state, running.progress, running.token) == ("running", {"step": 1, "loss": 0.5}, FIRST)
     assert running.started_utc
     Path(job.output_dir, "go").touch()
     ended = TaskAnswer.model_validate(result_of(process)["answer"])
@@ -156,7 +157,7 @@ def test_a_killed_worker_leaves_no_process_and_the_job_can_go_on(tmp_path: Path)
     )  # fmt: skip
     assert (status.state, "told to stop" in status.detail) == ("lost", True)
     Path(job.output_dir, "go").touch()
-    assert ask(request_of(job, attempt=2, token="b" * 32)).state == "succeeded"
+    assert ask(request_of(job, attempt=2, token=SECOND)).state == "succeeded"
 
 
 def test_a_killed_program_leaves_no_process(tmp_path: Path) -> None:
@@ -206,11 +207,11 @@ def test_a_task_that_comes_after_its_time_does_nothing(tmp_path: Path) -> None:
 def test_a_task_that_waited_for_another_attempt_is_as_late_as_it_came(tmp_path: Path) -> None:
     job = job_of(tmp_path, "requeue_once")
     assert ask(request_of(job)).state == "lost"
-    late = ask(request_of(job, attempt=2, token="b" * 32, start_by_s=time.time() - 1))
+    late = ask(request_of(job, attempt=2, token=SECOND, start_by_s=time.time() - 1))
     assert (late.state, "too late" in late.detail, Path(job.output_dir, "cancel").exists()) == ("lost", True, False)
     folder = Path(job.output_dir)
     with hold(folder / "alive"):
-        process = worker(request_of(job, attempt=3, token="c" * 32, start_by_s=time.time() + 3))
+        process = worker(request_of(job, attempt=3, token=THIRD, start_by_s=time.time() + 3))
         time.sleep(4.0)
     assert TaskAnswer.model_validate(result_of(process)["answer"]).state == "succeeded"
 
@@ -232,7 +233,7 @@ def test_a_task_of_a_job_that_has_ended_trains_nothing_when_its_run_folder_is_go
     if not left:
         folder.rmdir()
     for request in (
-        request_of(job, attempt=2, token="b" * 32), request_of(job), request_of(job, "look"), request_of(job, "cancel"),
+        request_of(job, attempt=2, token=SECOND), request_of(job), request_of(job, "look"), request_of(job, "cancel"),
     ):  # fmt: skip
         if not left or request.do == "train":
             assert ask(request) == first
@@ -244,7 +245,7 @@ def test_a_job_that_was_lost_trains_again_without_its_run_folder(tmp_path: Path)
     job = job_of(tmp_path, "requeue_once")
     assert ask(request_of(job)).state == "lost"
     shutil.rmtree(job.output_dir)
-    assert ask(request_of(job, attempt=2, token="b" * 32)).state == "lost"
+    assert ask(request_of(job, attempt=2, token=SECOND)).state == "lost"
     assert starts(job) == 1
 
 
