@@ -43,7 +43,7 @@ lint: .venv/.dev  ## format check, lint, types
 
 test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
 	sh .ci/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 clean:      ## remove the environment (state in .filmloop stays)
 	rm -rf .venv
