@@ -61,7 +61,11 @@ class Caller:
 def caller() -> Iterator[Caller]:
     """Start it; it ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rigs.globus_kill"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rigs.globus_kill"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         yield Caller(process)
