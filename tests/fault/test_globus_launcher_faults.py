@@ -319,6 +319,8 @@ def test_a_supervisor_that_hangs_is_given_up_by_our_own_clock(
     status = ended(launcher, handle)
     assert (status.state, "deadline" in status.detail) == ("lost", True)
     os.kill(supervisor, signal.SIGKILL)
+    # Its trainer goes with it; told to go on before that, it would be cut off while it writes.
+    wait_until(lambda: None if alive(said_pids(job)) else True, deadline_s=20, what="the end of the trainer")
     finished(launcher, job, trainings=2)
 
 
