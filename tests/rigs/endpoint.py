@@ -44,7 +44,7 @@ _MARK = "GLOBUS_COMPUTE_USER_DIR"
 
 
 _ALWAYS: dict[str, Any] = {"heartbeat_period": HEARTBEAT_S, "idle_heartbeats": 1000}
-_QUICK: dict[str, Any] = {"interface": "lo", "strategy_period": 1, "worker_heartbeat": 2, **_ALWAYS}
+_QUICK: dict[str, Any] = {"interface": "lo", "strategy_period": 1, "worker_heartbeat": 5, **_ALWAYS}
 _QUEUED: dict[str, Any] = {"engine": "slurm", "walltime": "00:10:00", "exclusive": False, "gpus_per_node": 4, **_QUICK}
 ENGINES: dict[str, dict[str, Any]] = {
     "threads": {"engine": "control", "workers": 8, **_ALWAYS},
