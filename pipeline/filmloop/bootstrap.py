@@ -179,8 +179,7 @@ def open_launcher(site: Site) -> Launcher:
 
         return PbsLauncher(section=section)
     if section.kind == "globus":
-        prepare_globus(site)
-        _refuse_empty(site)
+        refuse_unready(site)
         from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 
         return GlobusLauncher(section=section, globus=site.config.globus, journal=site.home.launches)
@@ -193,8 +192,7 @@ def open_mover(site: Site) -> Mover:
     """What moves files between the edge and the cluster; nothing is asked or moved yet."""
     section, home = site.config.mover, site.home
     if section.kind == "globus":
-        prepare_globus(site)
-        _refuse_empty(site)
+        refuse_unready(site)
         from filmloop.adapters.globus.transfer.mover import GlobusMover
 
         return GlobusMover(
@@ -212,13 +210,21 @@ def prepare_globus(site: Site) -> None:
         ConfigError: the SDKs are not installed.
     """
     if importlib.util.find_spec("globus_sdk") is None:
-        raise ConfigError("The Globus SDKs are not installed.", hint="Run `.venv/bin/pip install -e '.[globus]'`.")
+        raise ConfigError("The Globus SDKs are not installed.", hint="pip install -c constraints.txt -e '.[globus]'")
     from filmloop.adapters.globus.identity.who import remember_site
 
     remember_site(site.file)
 
 
-def _refuse_empty(site: Site) -> None:
+def refuse_unready(site: Site) -> None:
+    """See that a cycle could be run at all, before anything is started for it.
+
+    Raises:
+        ConfigError: the site works through Globus, and keys are empty or the SDKs are not installed.
+    """
+    if "globus" not in (site.config.mover.kind, site.config.launcher.kind):
+        return
+    prepare_globus(site)
     if empty := site.config.empty_keys:
         raise ConfigError(
             f"{site.file.name} has empty keys: {', '.join(empty)}.",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, warm_worker
+from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, refuse_unready, warm_worker
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
@@ -35,6 +35,7 @@ def retrain_once(
     Raises:
         FilmloopError: see `filmloop.cycle.run_cycle`.
     """
+    refuse_unready(site)
     with open_ledger(site) as ledger, ledger.cycle_lock() as free:
         if not free:
             return CycleReport(outcome="busy", message="Another cycle is running; this one did nothing.")

@@ -75,6 +75,16 @@ def test_a_damaged_shard_is_found_by_verify_and_named(
     assert fingerprint(home) == before
 
 
+def test_a_site_file_with_empty_keys_is_refused_before_anything_is_started(filmloop: Any, tmp_path: Path) -> None:
+    site = Path(__file__).parents[2] / "site_configs/lcls-polaris.toml"
+    command = filmloop(tmp_path / "home")
+    command.sets = ()
+    error = command.json("retrain", "--site", str(site), code=2)
+    assert "launcher] endpoint" in error["message"]
+    assert "two-facilities.md" in error["hint"]
+    assert not (tmp_path / "home").exists()
+
+
 def nan_weights(bundle: Path) -> None:
     arrays = load_file(bundle / "weights.safetensors")
     name = sorted(arrays)[0]
