@@ -326,3 +326,19 @@ def test_an_old_file_of_the_same_size_that_does_not_make_way_is_not_taken_for_th
     site.hosted.clear_faults()
     far.take(step, {"f": 3})
     assert (site.cluster / "f").read_bytes() == b"new"
+
+
+def test_a_storage_without_sha256_is_asked_for_none_and_its_files_are_audited_all_the_same(site: GlobusSite) -> None:
+    items = put(site, *shard(1))
+    mover = site.make(item_checksums=False)
+    assert ended(mover, mover.submit("to_cluster", items, key="k1")).state == "succeeded"
+    (task,) = site.tasks()
+    assert task["asked"]["verify_checksum"]
+    assert not any("external_checksum" in one or "checksum_algorithm" in one for one in task["asked"]["DATA"])
+    assert files_below(site.cluster) == set(shard(1))
+    site.hosted.fault("corrupt_after", match={"file": "00000001.manifest.json"}, how="truncate")
+    (site.edge / "data").rename(site.edge / "gone")
+    status = ended(mover, mover.submit("to_edge", items, key="k2"))
+    assert (status.state, site.hosted.fired("corrupt_after")) == ("failed", 1), "this side hashes what comes"
+    assert ended(mover, mover.submit("to_edge", items, key="k2")).state == "succeeded"
+    assert all((site.edge / name).read_bytes() == (site.edge / f"gone{name[4:]}").read_bytes() for name in shard(1))

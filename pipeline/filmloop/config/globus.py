@@ -74,6 +74,10 @@ class GlobusMover(Section):
         86400.0, gt=0, description="when Globus itself gives a task up; it must not outlive the data it copies"
     )
     request_timeout_s: float = Field(30.0, gt=0, description="of one request")
+    item_checksums: bool = Field(
+        True, description="have Globus compare each file with the SHA-256 that it must have; false where a collection's "
+        "storage cannot. Both ends are compared all the same, and the trainer hashes what it reads"
+    )  # fmt: skip
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ class Tasks:
                 transfer_document(
                     [self._items[number] for number in part], self._source, self._target, incoming(self._key),
                     submission_id=submission_id, label=task.label, deadline_utc=task.deadline_utc,
+                    item_checksums=self._ends.section.item_checksums,
                 )
             )  # fmt: skip
         return self._attempts.open(tasks, documents)
