@@ -31,7 +31,7 @@ FILE_BYTES = 1_000_000
 MOVER_CALLER = """
 import sys, time
 from pathlib import Path
-from filmloop.adapters.local import deliver
+from filmloop.adapters.moving import deliver
 from filmloop.adapters.local.mover import LocalMover
 from filmloop.config.schema import LocalMover as Section
 from filmloop.testing.contracts.mover import item

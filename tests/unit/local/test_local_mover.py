@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.local import deliver
 from filmloop.adapters.local.mover import LocalMover
+from filmloop.adapters.moving import deliver
 from filmloop.config.schema import LocalMover as MoverSection
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import try_lock

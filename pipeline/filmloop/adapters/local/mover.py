@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from filmloop.adapters.local.deliver import below, check_source
-from filmloop.adapters.local.journalled import JournalledMover
-from filmloop.adapters.local.movejournal import MoveRequest
 from filmloop.adapters.local.moveworker import MoveWorker
+from filmloop.adapters.moving.deliver import below, check_source
+from filmloop.adapters.moving.journal import MoveRequest
+from filmloop.adapters.moving.journalled import JournalledMover
 from filmloop.config.schema import LocalMover as MoverSection
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import disk_errors

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from filmloop.adapters.local.deliver import INCOMING, below, deliver, is_delivered, make_dirs
-from filmloop.adapters.local.movejournal import MoveRequest
-from filmloop.adapters.local.movethread import MoveThread
+from filmloop.adapters.moving.deliver import INCOMING, below, deliver, is_delivered, make_dirs
+from filmloop.adapters.moving.journal import MoveRequest
+from filmloop.adapters.moving.thread import MoveThread
 from filmloop.core.fsio import fsync_dir
 
 

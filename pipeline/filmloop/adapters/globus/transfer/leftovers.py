@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from filmloop.adapters.globus.transfer.side import incoming
-from filmloop.adapters.local.movejournal import OUTCOME, REQUEST, MoveOutcome, MoveRequest
+from filmloop.adapters.moving.journal import OUTCOME, REQUEST, MoveOutcome, MoveRequest
 from filmloop.config.paths import UNSWEPT
 from filmloop.core.clock import epoch_s
 from filmloop.core.fsio import disk_errors

@@ -12,9 +12,9 @@ from filmloop.adapters.globus.transfer.leftovers import Leftovers
 from filmloop.adapters.globus.transfer.movetask import GlobusMove
 from filmloop.adapters.globus.transfer.placed import Placed
 from filmloop.adapters.globus.transfer.side import Side, relative
-from filmloop.adapters.local.deliver import below, check_source
-from filmloop.adapters.local.journalled import JournalledMover
-from filmloop.adapters.local.movejournal import MoveRequest
+from filmloop.adapters.moving.deliver import below, check_source
+from filmloop.adapters.moving.journal import MoveRequest
+from filmloop.adapters.moving.journalled import JournalledMover
 from filmloop.config.globus import GlobusMover as MoverSection
 from filmloop.config.globus import GlobusSection
 from filmloop.core.errors import ConfigError, DataError

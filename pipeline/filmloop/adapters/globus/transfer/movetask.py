@@ -21,9 +21,9 @@ from filmloop.adapters.globus.transfer.renames import plan_renames, standing
 from filmloop.adapters.globus.transfer.side import incoming, relative
 from filmloop.adapters.globus.transfer.tasks import Tasks
 from filmloop.adapters.globus.transfer.watch import VerdictError, Watch
-from filmloop.adapters.local.deliver import below, check_content, is_delivered, settle
-from filmloop.adapters.local.movejournal import MoveRequest
-from filmloop.adapters.local.movethread import MoveThread, OverdueError, StoppedError
+from filmloop.adapters.moving.deliver import below, check_content, is_delivered, settle
+from filmloop.adapters.moving.journal import MoveRequest
+from filmloop.adapters.moving.thread import MoveThread, OverdueError, StoppedError
 from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.ports.mover import MoveItem
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from filmloop.adapters.globus.transfer.client import Transfer
-from filmloop.adapters.local.movethread import OverdueError
+from filmloop.adapters.moving.thread import OverdueError
 from filmloop.core.errors import TransientError
 
 _LONGEST_PAUSE_S = 60.0

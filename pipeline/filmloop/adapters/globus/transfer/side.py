@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from filmloop.adapters.local.deliver import INCOMING, below
+from filmloop.adapters.moving.deliver import INCOMING, below
 from filmloop.config.globus import Collection
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from filmloop.adapters.local.deliver import make_dirs
-from filmloop.adapters.local.movejournal import CANCEL, LOCK, OUTCOME, REQUEST, MoveOutcome, MoveRequest, as_request
-from filmloop.adapters.local.movethread import MoveThread
+from filmloop.adapters.moving.deliver import make_dirs
+from filmloop.adapters.moving.journal import CANCEL, LOCK, OUTCOME, REQUEST, MoveOutcome, MoveRequest, as_request
+from filmloop.adapters.moving.thread import MoveThread
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import create_json, disk_errors, try_lock
 from filmloop.core.retry import wait_until

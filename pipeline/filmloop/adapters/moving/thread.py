@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
-from filmloop.adapters.local.movejournal import CANCEL, LOCK, OUTCOME, MoveOutcome, MoveRequest
+from filmloop.adapters.moving.journal import CANCEL, LOCK, OUTCOME, MoveOutcome, MoveRequest
 from filmloop.core.clock import utc_now
 from filmloop.core.errors import AuthError, ConfigError, FilmloopError, TransientError
 from filmloop.core.fsio import try_lock
