@@ -27,7 +27,8 @@ def blueprint(hub: Hub) -> Blueprint:
     if hub.amqp:
         Router(hub, book, queues).start()
     _about_the_service(routes, hub, queues)
-    _about_endpoints(routes, hub, book, queues)
+    _registering(routes, hub, book, queues)
+    _about_endpoints(routes, hub, book)
     _about_functions(routes, hub, book)
     _about_tasks(routes, hub, book, queues)
     _for_tests(routes, book)
@@ -51,13 +52,7 @@ def _about_the_service(routes: Blueprint, hub: Hub, queues: Queues) -> None:
         return jsonify(queue_prefix=PREFIX, connection_url=queues.url)
 
 
-def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) -> None:
-    def wanted(endpoint_id: object) -> Endpoint:
-        found = book.endpoints.get(endpoint_id)
-        if found is None:
-            refuse(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} could not be resolved")
-        return found
-
+def _registering(routes: Blueprint, hub: Hub, book: Book, queues: Queues) -> None:
     def register(endpoint_id: str) -> Response:
         owner = hub.authorize(COMPUTE).identity
         asked = request.get_json()
@@ -84,6 +79,8 @@ def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) ->
     def register_known(endpoint_id: uuid.UUID) -> Response:
         return register(str(endpoint_id))
 
+
+def _about_endpoints(routes: Blueprint, hub: Hub, book: Book) -> None:
     @routes.get("/v2/endpoints")
     def endpoints() -> Response:
         owner = hub.authorize(COMPUTE).identity
@@ -95,13 +92,13 @@ def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) ->
     def endpoint(endpoint_id: uuid.UUID) -> Response:
         hub.authorize(COMPUTE)
         with book.lock:
-            return jsonify(endpoint_document(wanted(endpoint_id)))
+            return jsonify(endpoint_document(_endpoint(book, endpoint_id)))
 
     @routes.get("/v2/endpoints/<uuid:endpoint_id>/status")
     def status(endpoint_id: uuid.UUID) -> Response:
         hub.authorize(COMPUTE)
         with book.lock:
-            found = wanted(endpoint_id)
+            found = _endpoint(book, endpoint_id)
             online = book.online(found.id) and hub.fault("endpoint_offline", endpoint=found.id) is None
             pulse = book.pulses.get(found.id)
             return jsonify(status="online" if online else "offline", details=pulse.state if pulse else {})
@@ -110,14 +107,14 @@ def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) ->
     def delete(endpoint_id: uuid.UUID) -> Response:
         hub.authorize(COMPUTE)
         with book.lock:
-            book.endpoints.drop(wanted(endpoint_id).id)
+            book.endpoints.drop(_endpoint(book, endpoint_id).id)
         return jsonify(result=302)
 
     @routes.post("/v3/endpoints/<uuid:endpoint_id>/lock")
     def lock(endpoint_id: uuid.UUID) -> Response:
         hub.authorize(COMPUTE)
         with book.lock:
-            found = wanted(endpoint_id)
+            found = _endpoint(book, endpoint_id)
             found.locked_until = time.time() + LOCK_S
             book.endpoints.keep(found)
         return jsonify(endpoint_id=found.id, lock_expiration_timestamp=found.locked_until)
@@ -125,8 +122,15 @@ def _about_endpoints(routes: Blueprint, hub: Hub, book: Book, queues: Queues) ->
     @routes.get("/v3/endpoints/<uuid:endpoint_id>/allowed_functions")
     def allowed(endpoint_id: uuid.UUID) -> Response:
         hub.authorize(COMPUTE)
-        functions = wanted(endpoint_id).registered.get("allowed_functions") or []
+        functions = _endpoint(book, endpoint_id).registered.get("allowed_functions") or []
         return jsonify(endpoint_id=str(endpoint_id), restricted=bool(functions), functions=functions)
+
+
+def _endpoint(book: Book, endpoint_id: object) -> Endpoint:
+    found = book.endpoints.get(endpoint_id)
+    if found is None:
+        refuse(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} could not be resolved")
+    return found
 
 
 def _about_functions(routes: Blueprint, hub: Hub, book: Book) -> None:

@@ -20,7 +20,11 @@ _CANCEL_WAIT_S = 10.0
 
 def add(routes: Blueprint, service: Service) -> None:
     """Tasks, their events and results."""
+    _add_tasks(routes, service)
+    _add_books(routes, service)
 
+
+def _add_tasks(routes: Blueprint, service: Service) -> None:
     @routes.get("/v0.10/task/<task_id>")
     def task(task_id: str) -> Response:
         return jsonify(_fields(_own(service, task_id).document()))
@@ -51,6 +55,18 @@ def add(routes: Blueprint, service: Service) -> None:
             return _result("Canceled", "The task has been cancelled successfully.")
         return _result("CancelAccepted", "The task will be cancelled.")
 
+    @routes.get("/v0.10/task_list")
+    def task_list() -> Response:
+        owner = who(service)
+        wanted = _filters(request.args.get("filter", ""))
+        with service.hub.lock:
+            found = [each for each in service.tasks.values() if each.owner == owner and _matches(each, wanted)]
+            found.sort(key=lambda each: each.request_s, reverse=request.args.get("orderby", "DESC").endswith("DESC"))
+            lines = [_fields(each.document()) for each in found]
+        return jsonify(_window("task_list", lines, limit=10))
+
+
+def _add_books(routes: Blueprint, service: Service) -> None:
     @routes.get("/v0.10/task/<task_id>/event_list")
     def event_list(task_id: str) -> Response:
         found = _own(service, task_id)
@@ -84,16 +100,6 @@ def add(routes: Blueprint, service: Service) -> None:
     def skipped_errors(task_id: str) -> Response:
         found = _ended(service, task_id)
         return jsonify(DATA_TYPE="skipped_errors", **page_of(service, found.skipped_errors, request.args.get("marker")))
-
-    @routes.get("/v0.10/task_list")
-    def task_list() -> Response:
-        owner = who(service)
-        wanted = _filters(request.args.get("filter", ""))
-        with service.hub.lock:
-            found = [each for each in service.tasks.values() if each.owner == owner and _matches(each, wanted)]
-            found.sort(key=lambda each: each.request_s, reverse=request.args.get("orderby", "DESC").endswith("DESC"))
-            lines = [_fields(each.document()) for each in found]
-        return jsonify(_window("task_list", lines, limit=10))
 
 
 def _own(service: Service, task_id: str) -> Task:
