@@ -106,4 +106,5 @@ def test_the_answer_of_another_job_is_none_of_ours() -> None:
 
 def test_short_functions_leave_room_for_training_below_the_throttle_of_the_sdk() -> None:
     budget = Budget()
-    assert [budget.take() for _ in range(5)] == [True, True, True, False, False]
+    assert [budget.take(leave=1) for _ in range(3)] == [True, True, False]
+    assert [budget.take() for _ in range(3)] == [True, False, False]

@@ -12,7 +12,7 @@ import pytest
 
 from filmloop import __version__
 from filmloop.adapters.globus.compute import standing
-from filmloop.adapters.globus.compute.client import Compute, Sent, Told
+from filmloop.adapters.globus.compute.client import Budget, Compute, Sent, Told
 from filmloop.adapters.globus.compute.endpoint import Known
 from filmloop.adapters.globus.compute.launcher import GlobusLauncher
 from filmloop.adapters.globus.compute.launchjournal import Entry, LaunchJournal, Sending
@@ -38,7 +38,7 @@ class Service:
         self.online = True
         self.refusal: Exception | None = None
         self.looked: TaskAnswer | None = None
-        self.may_send = True
+        self.budget = Budget()
 
     def ask(self, task_id: str) -> Told:
         if task_id.startswith("look") and self.looked is not None:
@@ -47,13 +47,6 @@ class Service:
 
     def is_online(self) -> bool:
         return self.online
-
-    @property
-    def budget(self) -> Service:
-        return self
-
-    def take(self) -> bool:
-        return self.may_send
 
     def send(self, request: TaskRequest, **_: Any) -> Sent:
         if self.refusal is not None:
@@ -207,10 +200,15 @@ def test_a_twin_that_cannot_be_sent_is_told_and_tried_ever_more_rarely(
         for _ in range(60):  # six minutes: due after two and after four
             site.poll()
     assert len([line for line in caplog.messages if "cannot be sent once more" in line]) == 2
-    site.service.may_send, site.service.refusal = False, None
-    for _ in range(60):
-        site.poll()
-    assert site.service.times("train") == 0, "it has the budget of short functions"
+
+
+def test_looks_in_every_second_leave_room_for_a_twin(site: Site) -> None:
+    site.restart(poll_s=0.1, silent_s=60.0)
+    site.service.looked = answer("waiting")
+    for _ in range(65):
+        site.poll(1.0)
+    assert site.service.times("train") == 1
+    assert 6 <= site.service.times("look") <= 10, "two in 16 s"
 
 
 @pytest.mark.parametrize("refusal", [TransientError("It is away."), ConfigError("Options are refused.")])

@@ -44,12 +44,14 @@ class LauncherSite:
 
 def until(launcher: Launcher, handle: str, *states: str, deadline_s: float = 60.0) -> LaunchStatus:
     """Poll until the job is in one of `states`."""
+    seen: list[LaunchStatus] = []
 
     def look() -> LaunchStatus | None:
-        status = launcher.poll(handle)
-        return status if status.state in states else None
+        seen[:] = [launcher.poll(handle)]
+        return seen[0] if seen[0].state in states else None
 
-    return wait_until(look, deadline_s=deadline_s, what=f"{' or '.join(states)} of job {handle}", first_s=0.02)
+    what = f"{' or '.join(states)} of job {handle}"
+    return wait_until(look, deadline_s=deadline_s, what=what, first_s=0.02, last=lambda: str(seen[0]))
 
 
 def ended(launcher: Launcher, handle: str) -> LaunchStatus:

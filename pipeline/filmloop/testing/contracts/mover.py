@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,16 @@ def ended(mover: Mover, handle: str, *, deadline_s: float = 60.0) -> MoveStatus:
 
 
 def files_below(root: Path) -> set[str]:
-    """Files that a reader of `root` sees; what is not verified yet lies under `.incoming` and is nobody's business."""
-    found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    return {path.as_posix() for path in found if path.parts[0] != ".incoming"}
+    """Files that a reader of `root` sees; what is not verified yet lies under `.incoming` and is nobody's business.
+
+    Whatever vanishes under the walk is not there: this is also looked at while a mover is at work.
+    """
+    found: set[str] = set()
+    for folder, folders, names in os.walk(root):
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name != ".incoming"]
+        found.update(Path(folder, name).relative_to(root).as_posix() for name in names)
+    return found
 
 
 THREE = {"a/zarr.json": b"{}", "a/c/0/0/0": bytes(range(256)) * 40_000, "a.manifest.json": b"the manifest"}

@@ -79,11 +79,11 @@ class Budget:
     def __init__(self) -> None:
         self._sent_s: list[float] = []
 
-    def take(self) -> bool:
-        """Whether one more may be sent; it counts as sent if so."""
+    def take(self, *, leave: int = 0) -> bool:
+        """Whether one more may be sent, and `leave` more after it; it counts as sent if so."""
         now_s = time.monotonic()
         self._sent_s = [then_s for then_s in self._sent_s if now_s - then_s < _WINDOW_S]
-        if len(self._sent_s) >= _BURST:
+        if len(self._sent_s) + leave >= _BURST:
             return False
         self._sent_s.append(now_s)
         return True

@@ -170,7 +170,7 @@ class Standing:
         seldom = what == "look" and sending.running_utc and self._answered_s > 0
         if seldom and now_s - self._looked_s < _SELDOM * self._section.poll_s:
             return False
-        if not self._known.budget.take():
+        if not self._known.budget.take(leave=1):  # looks, however frequent, leave room for a twin
             return False
         self._looked_s = now_s
         return True
