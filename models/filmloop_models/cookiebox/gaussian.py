@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop_models.cookiebox.score import mse_after_gain_and_shift
-from filmloop_models.cookiebox.thinning import ThinnedFrames, thin
+from filmloop_models.cookiebox.thinning import RATE_FLOOR, ThinnedFrames, thin
 
 # Where the search starts: the coarse grid spans what 16 and 128 channels need.
 _ENERGY_GRID = (0.7, 1.2, 2.0, 3.5)
@@ -44,13 +44,9 @@ class TunedGaussian:
             keep: Share of counts that the blur sees; use the value of the evaluation.
             seed: Of the split.
         """
-        split = thin(counts_NCE, keep=keep, seed=seed)
-
-        def loss(sigma_energy: float, sigma_channel: float) -> float:
-            return _fit_line(split, _blur(split.input_NCE, sigma_energy, sigma_channel))[0]
-
-        sigma_energy, sigma_channel = _search(loss)
-        _, gain, background = _fit_line(split, _blur(split.input_NCE, sigma_energy, sigma_channel))
+        fit = _LineFit.of(thin(counts_NCE, keep=keep, seed=seed))
+        sigma_energy, sigma_channel = _search(lambda energy, channel: fit(energy, channel)[0])
+        _, gain, background = fit(sigma_energy, sigma_channel)
         return cls(sigma_energy=sigma_energy, sigma_channel=sigma_channel, gain=gain, background=background)
 
     @classmethod
@@ -91,38 +87,94 @@ def _search(loss: Callable[[float, float], float]) -> tuple[float, float]:
     return best[1], best[2]
 
 
-def _fit_line(split: ThinnedFrames, blurred_NCE: npt.NDArray[np.float32]) -> tuple[float, float, float]:
-    """(nll, gain, background) of the best `gain * blurred + background`.
+@dataclass(slots=True, kw_only=True)
+class _LineFit:
+    """The best `gain * blurred + background` for any two widths.
 
-    Two non-negative components of a Poisson rate: expectation-maximisation climbs without a step size
-    (Shepp and Vardi, IEEE Trans. Med. Imaging 1, 1982). 30 rounds settle the likelihood to 1e-5.
+    A blur keeps the sum, so its likelihood is that of the bins with counts and one number for all the others: only those
+    bins are looked at. Channels come first, so that neither blur has to move an axis.
+
+    Attributes:
+        input_CNE: What the blur sees.
+        lit: Places with counts to foretell, in the order of `input_CNE`.
+        target: Their counts.
+        share: Of all counts that is to be foretold.
+        input_sum: Of all bins.
+        along_energy: The width of the last blur along energy, and its result.
     """
-    share = 1 - split.keep
-    lit = np.flatnonzero(split.target_NCE)
-    target = split.target_NCE.reshape(-1)[lit].astype(np.float64)
-    blurred = blurred_NCE.reshape(-1)[lit].astype(np.float64)
-    blurred_sum = max(float(blurred_NCE.sum(dtype=np.float64)), 1e-12)
-    gain, background = 0.95, 0.05 * float(target.sum()) / (share * blurred_NCE.size) + 1e-12
-    for _ in range(30):
-        ratio = target / (share * (gain * blurred + background))
-        gain *= float(np.dot(ratio, blurred)) / blurred_sum
-        background *= float(ratio.sum()) / blurred_NCE.size
-    nll = split.nll(np.float32(gain) * blurred_NCE + np.float32(background))
-    return nll, gain, background
+
+    input_CNE: npt.NDArray[np.float32]
+    lit: npt.NDArray[np.intp]
+    target: npt.NDArray[np.float64]
+    share: float
+    input_sum: float
+    along_energy: tuple[float, npt.NDArray[np.float32]] | None = None
+
+    @classmethod
+    def of(cls, split: ThinnedFrames) -> _LineFit:
+        input_CNE, target_CNE = (
+            np.ascontiguousarray(part.transpose(1, 0, 2)) for part in (split.input_NCE, split.target_NCE)
+        )
+        lit = np.flatnonzero(target_CNE)
+        return cls(
+            input_CNE=input_CNE,
+            lit=lit,
+            target=target_CNE.reshape(-1)[lit].astype(np.float64),
+            share=1 - split.keep,
+            input_sum=max(float(input_CNE.sum(dtype=np.float64)), 1e-12),
+        )
+
+    def __call__(self, sigma_energy: float, sigma_channel: float) -> tuple[float, float, float]:
+        """(nll, gain, background).
+
+        Two non-negative components of a Poisson rate: expectation-maximisation climbs without a step size
+        (Shepp and Vardi, IEEE Trans. Med. Imaging 1, 1982). 30 rounds settle the likelihood to 1e-5.
+        """
+        if self.along_energy is None or self.along_energy[0] != sigma_energy:
+            self.along_energy = sigma_energy, _along_energy(self.input_CNE, sigma_energy)
+        blurred = _around_ring(self.along_energy[1], sigma_channel).reshape(-1)[self.lit].astype(np.float64)
+        size, total = self.input_CNE.size, float(self.target.sum())
+        gain, background = 0.95, 0.05 * total / (self.share * size) + 1e-12
+        for _ in range(30):
+            ratio = self.target / (self.share * (gain * blurred + background))
+            gain *= float(np.dot(ratio, blurred)) / self.input_sum
+            background *= float(ratio.sum()) / size
+        rate = np.maximum(self.share * (gain * blurred + background), RATE_FLOOR)
+        expected = self.share * (gain * self.input_sum + background * size)
+        return expected - float(np.dot(self.target, np.log(rate))), gain, background
 
 
 def _blur(frames_NCE: npt.NDArray[np.float32], sigma_energy: float, sigma_channel: float) -> npt.NDArray[np.float32]:
-    frames, channels, bins = frames_NCE.shape
+    blurred_NCE = _along_energy(frames_NCE, sigma_energy)
+    if _is_blurred(sigma_channel):
+        by_channel = np.ascontiguousarray(blurred_NCE.transpose(1, 0, 2))
+        blurred_NCE = np.ascontiguousarray(_around_ring(by_channel, sigma_channel).transpose(1, 0, 2))
+    return blurred_NCE
+
+
+def _along_energy(frames: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.float32]:
+    """Blurred along the last axis; a count near the edge is kept inside."""
+    bins = frames.shape[-1]
     energy = np.arange(bins)
-    kernel_EE = np.exp(-0.5 * ((energy[:, None] - energy) / sigma_energy) ** 2)
-    kernel_EE /= kernel_EE.sum(axis=1, keepdims=True)  # a count near the edge is kept inside
+    kernel_EE = np.exp(-0.5 * ((energy[:, None] - energy) / sigma) ** 2)
+    kernel_EE /= kernel_EE.sum(axis=1, keepdims=True)
     # Plain 2-D products: one call each instead of one per frame.
-    blurred = (frames_NCE.reshape(-1, bins) @ kernel_EE.astype(np.float32)).reshape(frames_NCE.shape)
-    if sigma_channel > 0.1:  # below, the neighbour's share is 1e-22
-        ring = np.arange(channels)
-        apart = np.minimum(ring, channels - ring)
-        kernel_C = np.exp(-0.5 * (apart / sigma_channel) ** 2)
-        kernel_CC = (kernel_C / kernel_C.sum())[(ring[:, None] - ring) % channels].astype(np.float32)
-        by_channel = blurred.transpose(1, 0, 2).reshape(channels, -1)
-        blurred = (kernel_CC @ by_channel).reshape(channels, frames, bins).transpose(1, 0, 2)
-    return np.ascontiguousarray(blurred)
+    blurred: npt.NDArray[np.float32] = (frames.reshape(-1, bins) @ kernel_EE.astype(np.float32)).reshape(frames.shape)
+    return blurred
+
+
+def _around_ring(frames_CNE: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.float32]:
+    """Blurred around the ring of channels, the first axis."""
+    if not _is_blurred(sigma):
+        return frames_CNE
+    channels = len(frames_CNE)
+    ring = np.arange(channels)
+    apart = np.minimum(ring, channels - ring)
+    kernel_C = np.exp(-0.5 * (apart / sigma) ** 2)
+    kernel_CC = (kernel_C / kernel_C.sum())[(ring[:, None] - ring) % channels].astype(np.float32)
+    blurred: npt.NDArray[np.float32] = (kernel_CC @ frames_CNE.reshape(channels, -1)).reshape(frames_CNE.shape)
+    return blurred
+
+
+def _is_blurred(sigma_channel: float) -> bool:
+    return sigma_channel > 0.1  # below, the neighbour's share is 1e-22

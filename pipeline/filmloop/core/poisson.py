@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from filmloop.core.holdout import splitmix64
 
+_AT_ONCE_FRAMES, _AT_ONCE_DRAWS = 128, 200_000
+"""What is worked on at a time stays in the processor's cache."""
+
 RATE_FLOOR = 1e-6
 """Smallest rate a likelihood is taken of: one surprising count costs 14 nats, not infinity."""
 
@@ -27,6 +30,17 @@ def thin_by_hash(
     Whether a hit is kept depends on the hash of (seed, pulse id, bin, number of the hit in its bin) alone: the same
     frame is split the same way on every host, in every set of frames, for ever.
     """
+    kept_NCE = np.empty(counts_NCE.shape, np.uint8)
+    per_frame_N = splitmix64(pulse_id_N.astype(np.uint64) ^ splitmix64(np.array([seed], np.uint64)))
+    for start in range(0, len(counts_NCE), _AT_ONCE_FRAMES):
+        part = slice(start, start + _AT_ONCE_FRAMES)
+        kept_NCE[part] = _kept(counts_NCE[part], per_frame_N[part], keep)
+    return kept_NCE
+
+
+def _kept(
+    counts_NCE: npt.NDArray[np.uint8], per_frame_N: npt.NDArray[np.uint64], keep: float
+) -> npt.NDArray[np.uint8]:
     frames, bins = len(counts_NCE), int(np.prod(counts_NCE.shape[1:]))
     flat = counts_NCE.reshape(-1)
     lit = np.flatnonzero(flat)
@@ -35,9 +49,8 @@ def thin_by_hash(
     first = np.cumsum(count) - count
     nth_H = (np.arange(len(where_H)) - np.repeat(first, count)).astype(np.uint64)
     frame_H, bin_H = where_H // bins, (where_H % bins).astype(np.uint64)
-    per_frame = splitmix64(pulse_id_N.astype(np.uint64) ^ splitmix64(np.array([seed], np.uint64)))
     with np.errstate(over="ignore"):
-        hash_H = splitmix64(per_frame[frame_H] + bin_H * np.uint64(256) + nth_H)
+        hash_H = splitmix64(per_frame_N[frame_H] + bin_H * np.uint64(256) + nth_H)
     kept_H = hash_H < np.uint64(int(keep * 2.0**64))
     return np.bincount(where_H[kept_H], minlength=frames * bins).astype(np.uint8).reshape(counts_NCE.shape)
 
@@ -60,7 +73,7 @@ def bootstrap_mean(
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    rows = max(1, 4_000_000 // frames)
+    rows = max(1, _AT_ONCE_DRAWS // frames)
     for start in range(0, resamples, rows):
         part = means[start : start + rows]
         part[:] = values_N[rng.integers(0, frames, (len(part), frames))].mean(axis=1)
