@@ -28,9 +28,10 @@ from filmloop.bench.running import RunningEdge, bench_site, pool_NCE
 from filmloop.bench.yardstick import yardstick
 from filmloop.bundle import ONNX
 from filmloop.core.documents import Accounting
+from filmloop.edge.runtimes.machine import cores
 from filmloop.edge.runtimes.make import batch_of, make_runtime
 from filmloop.edge.runtimes.measure import frames_per_s
-from filmloop.edge.runtimes.torch_cpu import cores, use_threads
+from filmloop.edge.runtimes.torch_cpu import use_threads
 from filmloop.staging.catalog import sealed_shards
 from filmloop.staging.reader import ShardReader
 from filmloop.training.load import load_module

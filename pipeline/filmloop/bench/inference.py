@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from filmloop.core.errors import ConfigError
+from filmloop.edge.runtimes.machine import cores
 from filmloop.edge.runtimes.make import NAMES, make_runtime
 from filmloop.edge.runtimes.measure import frames_per_s
-from filmloop.edge.runtimes.torch_cpu import cores
 from filmloop.ports.runtime import InferenceRuntime
 from filmloop.testing.models import make_model_bundle
 from filmloop.training.load import load_module

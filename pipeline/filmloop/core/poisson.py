@@ -38,9 +38,7 @@ def thin_by_hash(
     return kept_NCE
 
 
-def _kept(
-    counts_NCE: npt.NDArray[np.uint8], per_frame_N: npt.NDArray[np.uint64], keep: float
-) -> npt.NDArray[np.uint8]:
+def _kept(counts_NCE: npt.NDArray[np.uint8], per_frame_N: npt.NDArray[np.uint64], keep: float) -> npt.NDArray[np.uint8]:
     frames, bins = len(counts_NCE), int(np.prod(counts_NCE.shape[1:]))
     flat = counts_NCE.reshape(-1)
     lit = np.flatnonzero(flat)

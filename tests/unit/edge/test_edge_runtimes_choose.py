@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_the_fastest_of_what_is_here_and_exact_enough_is_chosen_once(bundle, oth
     assert runtime.name == choice.name == max(choice.frames_per_s, key=choice.frames_per_s.get)
     assert runtime.batch_frames == choice.batch_frames <= 32
     assert {*choice.frames_per_s, *choice.dropped} == set(NAMES)
-    assert {"torch", "onnxruntime", "openvino-f32", "openvino-bf16"} <= set(choice.frames_per_s)
+    assert {"openvino-f32", "openvino-bf16"} <= set(choice.frames_per_s)
     assert choice.relative_rms["openvino-bf16"] < 0.05
     assert RuntimeChoice.read(cache) == choice
     no_measuring()
@@ -56,7 +57,11 @@ def test_a_choice_kept_for_something_else_or_damaged_is_made_anew(bundle, tmp_pa
     made = RuntimeChoice(
         name="torch", batch_frames=4, reason="", frames_per_s={}, relative_rms={}, dropped={}, key="of another machine"
     )
-    monkeypatch.setattr(choosing, "choose", lambda given: made.model_copy(update={"key": given.key()}))
+
+    def chosen(given):
+        return given.proven("torch", 4)[0], made.model_copy(update={"key": given.key()})
+
+    monkeypatch.setattr(choosing, "choose", chosen)
     made.write(cache)
     assert runtime_for(candidates(bundle), cache)[0].batch_frames == 4
     assert RuntimeChoice.read(cache).key == candidates(bundle).key()
@@ -88,7 +93,7 @@ def test_a_package_that_is_missing_is_no_candidate_and_named_it_is_a_configurati
     monkeypatch.delitem(sys.modules, "filmloop.edge.runtimes.openvino", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "filmloop.edge.runtimes.graph", raising=False)
-    choice = choose(candidates(bundle))
+    _, choice = choose(candidates(bundle))
     assert choice.name in ("torch", "onnxruntime")
     assert "not installed" in choice.dropped["openvino-bf16"]
     with pytest.raises(ConfigError, match="openvino-bf16 is not installed") as error:
@@ -98,17 +103,54 @@ def test_a_package_that_is_missing_is_no_candidate_and_named_it_is_a_configurati
 
 def test_batches_are_as_small_as_half_the_latency_budget_asks(bundle):
     # 10 us for a batch: not even one frame of any runtime.
-    choice = choose(candidates(bundle, latency_budget_ms=0.02))
+    _, choice = choose(candidates(bundle, latency_budget_ms=0.02))
     assert choice.batch_frames <= 4
 
 
 def test_what_is_not_exact_enough_is_dropped_and_if_nothing_is_the_version_is_refused(bundle):
     # In float32 OpenVINO's softplus is a polynomial, right to 1.3e-4; in eight bits nothing is as exact as that.
-    choice = choose(candidates(bundle, golden_tolerance=1e-6))
+    _, choice = choose(candidates(bundle, golden_tolerance=1e-6))
     assert "openvino-f32" in choice.dropped
-    assert "torch" in choice.frames_per_s
+    assert choice.name != "openvino-f32"
     with pytest.raises(VerificationError, match="torch differs from its golden pair"):
         choose(candidates(_shifted(bundle)))
+
+
+def test_who_is_far_behind_in_a_small_batch_is_not_measured_and_said_to_be(bundle, monkeypatch):
+    real = choosing.batch_s
+
+    def slowed(runtime, *args, **keys):
+        return real(runtime, *args, **keys) * (1e6 if runtime.name == "onnxruntime" else 1)
+
+    monkeypatch.setattr(choosing, "batch_s", slowed)
+    runtime, choice = choose(candidates(bundle))
+    assert runtime.name == choice.name != "onnxruntime"
+    assert "onnxruntime" not in choice.frames_per_s
+    assert "onnxruntime makes" in choice.dropped["onnxruntime"]
+    assert runtime.infer(np.zeros((2, *SHAPE), np.uint8)).shape == (2, *SHAPE), "it is open"
+
+
+_WITHOUT_TORCH = """\
+import sys
+from pathlib import Path
+import filmloop.edge.service
+from filmloop.bundle import RESULT
+from filmloop.config.schema import EdgeSection
+from filmloop.core.documents import TrainResult
+from filmloop.edge.runtimes import Candidates, runtime_for
+
+bundle, cache = map(Path, sys.argv[1:])
+model = TrainResult.read(bundle / RESULT).model
+_, choice = runtime_for(Candidates(bundle=bundle, version="1", model=model, edge=EdgeSection(batch_frames=16)), cache)
+print(choice.name, choice.dropped["torch"], "torch" in sys.modules, sep="; ")
+"""
+
+
+def test_an_edge_that_has_something_faster_never_loads_pytorch(bundle, tmp_path):
+    """It takes 1 to 3 s of a start, and 200 MB of memory."""
+    argv = [sys.executable, "-c", _WITHOUT_TORCH, str(bundle), str(tmp_path / "runtime.json")]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    assert said.endswith("not measured: it is for machines that have nothing else; False"), said
 
 
 def test_a_named_runtime_is_taken_and_nothing_is_measured(bundle, tmp_path, no_measuring):

@@ -69,8 +69,8 @@ def test_a_rewritten_graph_gives_the_same_rates_to_the_polynomials_error(name, t
     assert "SoftPlus" not in kinds(model)
     with torch.inference_mode():
         wanted = module(torch.from_numpy(counts)).numpy()
-    # 1.3e-4 is the polynomial's error; the rest is float32.
-    np.testing.assert_allclose(run(model, counts), wanted, rtol=2e-4, atol=1e-9)
+    # 1.3e-4 is the polynomial's error; the rest is float32, 1e-4 more on a processor without AMX.
+    np.testing.assert_allclose(run(model, counts), wanted, rtol=4e-4, atol=1e-9)
 
 
 def test_the_mixers_transposes_become_convolutions_and_its_rows_a_matrix(tmp_path):

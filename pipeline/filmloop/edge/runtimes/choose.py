@@ -6,7 +6,6 @@ Shape suffixes: N frames, C channels, E energy bins.
 from __future__ import annotations
 
 import logging
-import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,15 +20,18 @@ from filmloop.core.documents import Document, ModelChoice
 from filmloop.core.errors import ConfigError, DataError, VerificationError
 from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop.edge.runtimes.checks import check_bright, check_finite, check_golden
-from filmloop.edge.runtimes.make import NAMES, batch_of, make_runtime, tolerance_of
+from filmloop.edge.runtimes.machine import cores, cpu_model, gpu_name
+from filmloop.edge.runtimes.make import batch_of, make_runtime, tolerance_of
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
-from filmloop.edge.runtimes.torch_cpu import cores, gpu_name
 from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
 from filmloop_models import catalog
 
 _log = logging.getLogger(__name__)
 
 _MEASURE_S, _PROBE_FRAMES, _PROBES = 0.2, 16, 10
+_HOPE = 4.0
+"""How much faster a candidate may become than a probe in a small batch says; one that stays behind even so is not measured."""
+_MOST_PROMISING_FIRST = ("cuda", "openvino-bf16", "openvino-f32", "openvino-int8", "onnxruntime", "torch")
 _PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
 
 
@@ -106,7 +108,7 @@ class Candidates:
             except metadata.PackageNotFoundError:
                 continue
         depends = {
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": cores(),
             "gpu": gpu_name(),
             "packages": versions,
@@ -120,40 +122,46 @@ class Candidates:
         return sha256_bytes(canonical_json(depends))
 
 
-def choose(candidates: Candidates) -> RuntimeChoice:
-    """Measure every runtime that this machine has, some 0.2 s each, and take the fastest.
+def choose(candidates: Candidates) -> tuple[InferenceRuntime, RuntimeChoice]:
+    """Measure the runtimes that this machine has, some 0.2 s each, and take the fastest, proven.
 
     Raises:
         VerificationError: none of them makes of the golden counts what it should; the error is PyTorch's own.
     """
-    rates: dict[str, float] = {}
-    differences: dict[str, float] = {}
-    batches: dict[str, int] = {}
+    measured: dict[str, _Measured] = {}
+    best: _Measured | None = None
     dropped: dict[str, str] = {}
     refused: VerificationError | None = None
-    for name in NAMES:
+    for name in _MOST_PROMISING_FIRST:
+        if name == "torch" and best is not None:
+            # It takes seconds to load, and was the slowest wherever it was measured (benchmarks/results).
+            dropped[name] = "not measured: it is for machines that have nothing else"
+            continue
         try:
-            batches[name], rates[name], differences[name] = _measured(candidates, name)
-        except ConfigError as exc:
-            _log.debug("%s is no candidate: %s", name, exc.message)
-            dropped[name] = exc.message
+            found = measured[name] = _measured(candidates, name, best)
+        except (ConfigError, _TooSlowError) as exc:
+            _log.debug("%s is no candidate: %s", name, exc)
+            dropped[name] = exc.message if isinstance(exc, ConfigError) else str(exc)
         except VerificationError as exc:
             _log.info("%s is no candidate: %s", name, exc.message)
-            dropped[name], refused = exc.message, refused or exc
+            dropped[name], refused = exc.message, exc
         except Exception as exc:
             # A vendor's package may fail in ways that no list covers; what is left may do.
             _log.warning("%s is no candidate: %s: %s", name, type(exc).__name__, exc)
             dropped[name] = f"{type(exc).__name__}: {exc}"
-    if not rates:
+        else:
+            loser, best = (best, found) if best is None or found.frames_per_s > best.frames_per_s else (found, best)
+            if loser is not None:
+                loser.runtime.close()
+    if best is None:
         raise refused or VerificationError(f"No runtime here can run version {candidates.version}: {dropped}.")
-    best = max(rates, key=rates.__getitem__)
-    return RuntimeChoice(
-        name=best,
-        batch_frames=batches[best],
-        reason=f"fastest of {len(rates)} within their tolerance: {rates[best]:,.0f} frames/s in batches of "
-        f"{batches[best]}, golden pair met to {differences[best]:.1e}",
-        frames_per_s=rates,
-        relative_rms=differences,
+    return best.runtime, RuntimeChoice(
+        name=best.name,
+        batch_frames=best.runtime.batch_frames,
+        reason=f"fastest of {len(measured)} within their tolerance: {best.frames_per_s:,.0f} frames/s in batches of "
+        f"{best.runtime.batch_frames}, golden pair met to {best.relative_rms:.1e}",
+        frames_per_s={name: each.frames_per_s for name, each in measured.items()},
+        relative_rms={name: each.relative_rms for name, each in measured.items()},
         dropped=dropped,
         key=candidates.key(),
     )
@@ -179,21 +187,42 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
             return candidates.proven(kept.name, kept.batch_frames)[0], kept
         except (ConfigError, VerificationError) as exc:
             _log.info("choosing anew, %s does not serve version %s: %s", kept.name, candidates.version, exc.message)
-    choice = choose(candidates)
+    runtime, choice = choose(candidates)
     cache.parent.mkdir(parents=True, exist_ok=True)
     choice.write(cache)
     _log.info("runtime %s: %s", choice.name, choice.reason)
-    return candidates.proven(choice.name, choice.batch_frames)[0], choice
+    return runtime, choice
 
 
-def _measured(candidates: Candidates, name: str) -> tuple[int, float, float]:
-    """Batch size within the budget, frames a second, relative RMS difference."""
+class _TooSlowError(Exception):
+    """A small batch shows that it cannot be the fastest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """A candidate that is exact enough, ready to serve; in batches of `runtime.batch_frames`."""
+
+    name: str
+    runtime: InferenceRuntime
+    frames_per_s: float
+    relative_rms: float
+
+
+def _measured(candidates: Candidates, name: str, best: _Measured | None) -> _Measured:
+    """Its rate in the largest batches within the budget.
+
+    Raises:
+        _TooSlowError: it will not be faster than `best`.
+    """
     counts_NCE, _ = load_golden(candidates.bundle)
     budget_s = candidates.edge.latency_budget_ms / 2e3
     if name == "openvino-int8":
         _check_bright(candidates, name, counts_NCE)
     most = batch_of(name, candidates.edge.batch_frames)
-    batch_frames = _guess(candidates, name, counts_NCE, budget_s)
+    if best is not None and name.startswith("openvino") and best.name.startswith("openvino"):
+        batch_frames = best.runtime.batch_frames  # another precision of it: no probe, which would be compiled
+    else:
+        batch_frames = _guess(candidates, name, counts_NCE, budget_s, 0.0 if best is None else best.frames_per_s)
     while True:
         runtime, difference = candidates.proven(name, batch_frames)
         try:
@@ -202,9 +231,12 @@ def _measured(candidates: Candidates, name: str) -> tuple[int, float, float]:
             # The guess was from a small batch, and on a GPU a large one may take no longer.
             grows = batch_frames < most and took_s <= budget_s / 4
             if not grows and (batch_frames == 1 or took_s <= budget_s):
-                return batch_frames, frames_per_s(runtime, tiled_NCE, _MEASURE_S), difference
-        finally:
+                rate = frames_per_s(runtime, tiled_NCE, _MEASURE_S)
+                return _Measured(name=name, runtime=runtime, frames_per_s=rate, relative_rms=difference)
+        except BaseException:
             runtime.close()
+            raise
+        runtime.close()
         if grows:
             batch_frames = min(most, 2 * batch_frames)
         else:
@@ -212,7 +244,7 @@ def _measured(candidates: Candidates, name: str) -> tuple[int, float, float]:
 
 
 def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8]) -> None:
-    runtime, exact = candidates.made(name, len(counts_NCE)), candidates.made("torch", len(counts_NCE))
+    runtime, exact = candidates.made(name, len(counts_NCE)), _exact(candidates, len(counts_NCE))
     tolerance = catalog.get(candidates.model.name).tolerance
     try:
         check_bright(runtime, exact, counts_NCE, tolerance=tolerance)
@@ -221,8 +253,22 @@ def _check_bright(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.
         exact.close()
 
 
-def _guess(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8], budget_s: float) -> int:
-    """The largest half, quarter, ... of `edge.batch_frames` that should be within the budget, from one small batch."""
+def _exact(candidates: Candidates, batch_frames: int) -> InferenceRuntime:
+    """One in full precision: the first that is up."""
+    try:
+        return candidates.made("onnxruntime", batch_frames)
+    except ConfigError:
+        return candidates.made("torch", batch_frames)
+
+
+def _guess(
+    candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8], budget_s: float, to_beat: float
+) -> int:
+    """The largest half, quarter, ... of `edge.batch_frames` that should be within the budget, from one small batch.
+
+    Raises:
+        _TooSlowError: it will not make `to_beat` frames a second.
+    """
     batch_frames = batch_of(name, candidates.edge.batch_frames)
     small = min(_PROBE_FRAMES, batch_frames)
     runtime = candidates.made(name, small)
@@ -230,6 +276,10 @@ def _guess(candidates: Candidates, name: str, counts_NCE: npt.NDArray[np.uint8],
         frame_s = batch_s(runtime, _tiled(counts_NCE, small), repeats=_PROBES) / small
     finally:
         runtime.close()
+    if _HOPE / frame_s < to_beat:
+        raise _TooSlowError(
+            f"{name} makes {1 / frame_s:,.0f} frames/s in batches of {small}; another one makes {to_beat:,.0f}"
+        )
     while batch_frames > small and batch_frames * frame_s > budget_s:
         batch_frames //= 2
     return batch_frames
@@ -261,11 +311,3 @@ def _kept(cache: Path, key: str) -> RuntimeChoice | None:
 
 def _tiled(counts_NCE: npt.NDArray[np.uint8], frames: int) -> npt.NDArray[np.uint8]:
     return counts_NCE[np.arange(frames) % len(counts_NCE)]
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

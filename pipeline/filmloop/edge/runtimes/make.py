@@ -11,9 +11,8 @@ from filmloop.bundle import ONNX, RESULT, load_golden
 from filmloop.config.schema import RuntimeName
 from filmloop.core.documents import TrainResult
 from filmloop.core.errors import ConfigError, VerificationError
-from filmloop.edge.runtimes.torch_cpu import TorchRuntime, cores
+from filmloop.edge.runtimes.machine import cores, has_gpu_driver
 from filmloop.ports.runtime import InferenceRuntime
-from filmloop.training.load import load_module
 from filmloop_models import catalog
 
 NAMES = tuple(name for name in get_args(RuntimeName) if name != "auto")
@@ -28,6 +27,7 @@ _MODULES = {
 }
 
 _SUITS_CPU, _SUITS_GPU = 256, 4096
+_ON_TORCH = ("torch", "cuda")
 _REDUCED = ("openvino-bf16", "openvino-int8", "cuda")
 
 
@@ -82,11 +82,14 @@ def make_runtime(
     }
     threads = threads or cores()
     made: InferenceRuntime
-    if name == "torch":
-        made = TorchRuntime(load_module(bundle), threads=threads, **common)
-        return made
-    if name == "cuda":
-        made = require(name).CudaRuntime(load_module(bundle), tuned=tune, **common)
+    if name in _ON_TORCH:
+        from filmloop.training.load import load_module  # PyTorch takes seconds to load: only where it is what runs
+
+        module = load_module(bundle)
+        if name == "torch":
+            made = require(name).TorchRuntime(module, threads=threads, **common)
+        else:
+            made = require(name).CudaRuntime(module, tuned=tune, **common)
         return made
     if not (bundle / ONNX).exists():
         raise VerificationError(
@@ -114,6 +117,8 @@ def require(name: str) -> ModuleType:
         raise ConfigError(
             f"There is no runtime {name!r}.", hint=f"Set [edge] runtime to auto or one of {', '.join(NAMES)}."
         )
+    if name == "cuda" and not has_gpu_driver():
+        raise _no_gpu()
     try:
         module = importlib.import_module(f"filmloop.edge.runtimes.{_MODULES[name]}")
     except ImportError as exc:
@@ -122,8 +127,12 @@ def require(name: str) -> ModuleType:
             hint="pip install -c constraints.txt -e '.[edge]', or set [edge] runtime = \"auto\".",
         ) from exc
     if name == "cuda" and not module.is_available():
-        raise ConfigError(
-            "There is no CUDA device that PyTorch can use.",
-            hint='Install a CUDA build of torch on a machine with a GPU, or set [edge] runtime = "auto".',
-        )
+        raise _no_gpu()
     return module
+
+
+def _no_gpu() -> ConfigError:
+    return ConfigError(
+        "There is no CUDA device that PyTorch can use.",
+        hint='Install a CUDA build of torch on a machine with a GPU, or set [edge] runtime = "auto".',
+    )

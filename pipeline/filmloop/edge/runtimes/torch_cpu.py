@@ -5,7 +5,6 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
-import os
 import threading
 
 import numpy as np
@@ -13,13 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from filmloop.edge.runtimes.machine import cores
 from filmloop.edge.runtimes.pending import Counts, Done, Floats, in_batches, inferred_from_rates
 from filmloop_models.spec import SortKey
-
-
-def gpu_name() -> str:
-    """What PyTorch calls the GPU that it would use; '' without one."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 class TorchRuntime:
@@ -76,11 +71,6 @@ class TorchRuntime:
         with torch.inference_mode():
             rate_NCE: Floats = self._module(self._input[:frames]).numpy()
         return rate_NCE
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int) -> None:
