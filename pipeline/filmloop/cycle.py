@@ -28,7 +28,7 @@ from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientE
 from filmloop.core.fsio import atomic_write_bytes, atomic_write_json
 from filmloop.core.log import log_context
 from filmloop.core.retry import wait_until
-from filmloop.edge.control import request_seal
+from filmloop.edge.control import request_look, request_seal
 from filmloop.edge.status import is_alive, read_status
 from filmloop.journal import Cycle, CycleParts, Tell
 from filmloop.launching import launch, training_job
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "refuse": "refused", "undecided": "undecided"}
 _SEAL_DEADLINE_S = 10.0
 _MAX_ATTEMPTS = 10  # of one step; at one cycle every ten minutes this is more than an hour
-_LIVE_DEADLINE_S = 30.0
+_LIVE_DEADLINE_S, _LIVE_LOOK_S = 30.0, 0.1
 
 
 def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleReport:
@@ -359,7 +359,9 @@ def _live(cycle: Cycle, chosen: dict[str, Any], version: str) -> dict[str, Any]:
         return {"edge": True, "turnaround_s": round(since_s - epoch_s(chosen["newest_sealed_utc"]), 3)}
 
     try:
-        return wait_until(served, deadline_s=_LIVE_DEADLINE_S, what=f"The swap to version {version} at the edge")
+        request_look(cycle.parts.home)
+        what = f"The swap to version {version} at the edge"
+        return wait_until(served, deadline_s=_LIVE_DEADLINE_S, what=what, cap_s=_LIVE_LOOK_S)
     except TransientError as exc:
         status = read_status(cycle.parts.home)
         problem = (

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,15 @@ def make_stage(role: str, ring: FrameRing) -> Stage:
     if role == "source":
         return SourceStage(ring, open_source(site), config.edge, live=live, until=spec["until"], stay=spec["stay"])
     if role == "inference":
+        from filmloop.edge.control import take_look
         from filmloop.edge.drift import DriftMonitor
         from filmloop.edge.models import ModelStore
         from filmloop.edge.stages.inference import InferenceStage
 
         registry = (lambda: open_registry(site, start=False)) if spec["with_registry"] else None
         drift = DriftMonitor(config.drift, home.edge_drift)
-        return InferenceStage(ring, config, store=ModelStore(config, home), registry=registry, drift=drift)
+        store, asked = ModelStore(config, home), partial(take_look, home)
+        return InferenceStage(ring, config, store=store, registry=registry, drift=drift, asked=asked)
     from filmloop.edge.stages.staging import StagingStage
 
     ledger = open_ledger(site)

@@ -17,7 +17,7 @@ from filmloop.adapters.sources.build import build_source
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import DataError, TransientError
-from filmloop.edge.control import request_seal
+from filmloop.edge.control import request_look, request_seal
 from filmloop.edge.lock import only_edge
 from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.service import EdgeService
@@ -319,11 +319,12 @@ def test_a_source_with_a_rate_of_its_own_sheds_and_every_shed_frame_is_counted(h
     slow_seals(monkeypatch, 0.2)
     versions = versions_of(1)
     versions.promote("1")
-    results = []
+    results, frames_sent = [], 8_000
     service = edge(
         home,
-        # At least 1.2 s of batches against 0.2 s a seal: some come after others were shed, however fast the machine.
-        ScriptedSource(blocks_of(20_000), pause_s=0.002),
+        # At least 1.5 s of batches against 0.2 s a seal: some come after others were shed, however fast the machine; and
+        # 5,000 frames/s are few enough for a slow one to infer.
+        ScriptedSource(blocks_of(frames_sent), pause_s=0.006),
         versions.registry,
         on_result=lambda result: results.append(len(result.pulse_id_N)),
         source={"rate_hz": 2000.0},
@@ -332,10 +333,10 @@ def test_a_source_with_a_rate_of_its_own_sheds_and_every_shed_frame_is_counted(h
     )
     accounting = exact(service.run(threading.Event()))
     shed = accounting.frames_unstaged["queue_full"]
-    assert accounting.frames_in == sum(results) == 20_000, "inference goes on while staging sheds"
-    assert 0 < shed < 20_000
+    assert accounting.frames_in == sum(results) == frames_sent, "inference goes on while staging sheds"
+    assert 0 < shed < frames_sent
     shards, frames = staged(home)
-    assert len(np.unique(frames["pulse_id"])) == accounting.frames_staged == 20_000 - shed
+    assert len(np.unique(frames["pulse_id"])) == accounting.frames_staged == frames_sent - shed
     # What a manifest says was left out is what is not there, up to the last shard.
     last = shards[-1].manifest.last_pulse_id
     left_out = [left for shard in shards for left in shard.manifest.dropped]
@@ -408,6 +409,17 @@ def test_an_edge_told_to_stay_takes_new_versions_and_requests_after_the_end_of_t
         assert shows(home, lambda status: status.version == "1").frames_staged == 100
         assert not outcome
     assert exact(outcome[0]).frames_in == 100
+
+
+def test_an_edge_that_looks_once_an_hour_looks_when_it_is_asked_to_and_tells_at_once(home, versions_of):
+    versions = versions_of(1, 2)
+    versions.promote("1")
+    seldom = {"watch_every_s": 3600.0, "status_every_s": 3600.0}
+    with running(edge(home, ScriptedSource(blocks_of(256)), versions.registry, stay=True, edge=seldom)):
+        shows(home, lambda status: status.version == "1")
+        versions.promote("2")
+        request_look(home)
+        shows(home, lambda status: status.version == "2")
 
 
 def test_damaged_frames_of_a_recording_are_counted_with_their_pulse_ids_and_stop_nothing(home, tmp_path):

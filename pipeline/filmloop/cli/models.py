@@ -15,6 +15,7 @@ from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import err, out, print_json, print_table, set_up_logs
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError
+from filmloop.edge.control import request_look
 from filmloop.ports.registry import CHAMPION
 
 app = typer.Typer(help="Versions of the model.", no_args_is_help=True)
@@ -161,6 +162,7 @@ def promote(
         move = publish.promote(
             registry, ledger, version=wanted.version, expected=champion.version if champion else "", who=me(), why=why
         )
+    request_look(site.home)
     _report(move, json)
 
 
@@ -179,6 +181,7 @@ def rollback(
     site = open_site(site_file, sets=sets or ())
     with open_ledger(site) as ledger:
         move = publish.rollback(open_registry(site, start=True), ledger, who=me(), why=why, to=to)
+    request_look(site.home)
     _report(move, json)
 
 

@@ -72,7 +72,7 @@ class Home:
 
     @property
     def edge_control(self) -> Path:
-        """Requests to the edge: `seal-<key>` asks it to seal the open shard, and disappears when that is done."""
+        """Requests to the edge, gone when done: `seal-<key>` to seal the open shard, `look` to look at the champion alias."""
         return self.edge / "control"
 
     @property

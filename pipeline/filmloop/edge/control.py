@@ -1,8 +1,9 @@
-"""Asking a running edge to seal its open shard: a file that disappears when it is done."""
+"""Asking a running edge to seal its open shard, or to look for new weights now: files that disappear when it is done."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filmloop.config.paths import Home
@@ -12,6 +13,8 @@ from filmloop.core.retry import wait_until
 from filmloop.edge.lock import is_alive
 
 _PREFIX = "seal-"
+_LOOK = "look"
+_CAP_S = 0.05
 
 
 def request_seal(home: Home, key: str, deadline_s: float) -> bool:
@@ -40,11 +43,29 @@ def request_seal(home: Home, key: str, deadline_s: float) -> bool:
         return wait_until(
             answered,
             deadline_s=deadline_s,
+            cap_s=_CAP_S,
             what=f"Sealing the open shard ({path})",
             hint="`filmloop status` shows the edge and its last problem.",
         )
     finally:
         path.unlink(missing_ok=True)
+
+
+def request_look(home: Home) -> None:
+    """Have the edge look at the champion alias now, and not at its next turn. It would find it anyway: nothing is raised."""
+    if is_alive(home):
+        with suppress(OSError):
+            home.edge_control.mkdir(parents=True, exist_ok=True)
+            (home.edge_control / _LOOK).touch()
+
+
+def take_look(home: Home) -> bool:
+    """Whether somebody asked for a look since the last call."""
+    try:
+        (home.edge_control / _LOOK).unlink()
+    except OSError:
+        return False
+    return True
 
 
 def pending_requests(home: Home) -> Sequence[Path]:

@@ -22,6 +22,9 @@ from filmloop.edge.tally import NO_MODEL, PASSED, STOPPED, add_reasons
 _log = logging.getLogger(__name__)
 
 _RATE_WINDOW_S = 3.0
+_SWAP_S = 0.05
+"""A swap is told at once, whoever waits for it; the rest every `edge.status_every_s`."""
+
 _SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "latency_counts", "runtime", "version", "version_since_utc", "swaps",
          "swaps_refused", "choice", "quality", "input", "drift")  # fmt: skip
 
@@ -64,8 +67,13 @@ class Reporter(threading.Thread):
 
     def run(self) -> None:
         """The thread: until `finish`."""
-        while not self._done.wait(self._config.edge.status_every_s):
-            self.write(self._state())
+        every_s = self._config.edge.status_every_s
+        told, next_s = None, time.monotonic() + every_s
+        while not self._done.wait(min(every_s, _SWAP_S)):
+            version = self._ring.boards["inference"].read().get("version")
+            if version != told or time.monotonic() >= next_s:
+                told, next_s = version, time.monotonic() + every_s
+                self.write(self._state())
 
     def finish(self) -> None:
         """End the thread and write the last status."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
 from filmloop.core.documents import Accounting
 from filmloop.core.errors import ConfigError
+from filmloop.edge.control import take_look
 from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.hosts import Host, ProcessHost, ThreadHost
 from filmloop.edge.lock import only_edge
@@ -136,6 +138,7 @@ class EdgeService:
                 registry=self._connect,
                 on_result=self._on_result,
                 drift=DriftMonitor(self._config.drift, self._home.edge_drift),
+                asked=partial(take_look, self._home),
             )
 
         def staging() -> Stage:

@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 # A refused version is looked at again after this long, doubling: a bundle may have been torn on its way.
 _REFUSED_FIRST_S, _REFUSED_CAP_S = 30.0, 600.0
+_ASKED_EVERY_S = 0.05
 
 
 class Offer:
@@ -79,6 +80,7 @@ class ModelWatcher(threading.Thread):
         offer: Where a proven runtime goes.
         news: Where problems and refusals are told.
         every_s: Pause between two looks.
+        asked: Whether somebody asked for a look since the last call: then the pause ends.
         live: (version, bundle digest) that the edge started with.
     """
 
@@ -91,9 +93,10 @@ class ModelWatcher(threading.Thread):
         news: News,
         every_s: float,
         live: tuple[str, str] | None,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(name="model-watcher", daemon=True)
-        self._store, self._connect, self._offer = store, registry, offer
+        self._store, self._connect, self._offer, self._asked = store, registry, offer, asked
         self._news, self._every_s, self._current = news, every_s, live
         self._former: tuple[str, str] | None = None
         self._registry: Registry | None = None
@@ -115,7 +118,13 @@ class ModelWatcher(threading.Thread):
                 self._trouble.failed("the registry is away, the live version stays: %s %s", exc, hint)
             else:
                 self._trouble.worked("the registry answers again")
-            self._done.wait(self._every_s)
+            self._pause()
+
+    def _pause(self) -> None:
+        end_s = time.monotonic() + self._every_s
+        while (left_s := end_s - time.monotonic()) > 0 and not self._asked():
+            if self._done.wait(min(left_s, _ASKED_EVERY_S)):
+                return
 
     def finish(self) -> None:
         """Look no more. A download under way is left behind: it lies in `.incoming`, where nobody looks."""

@@ -11,7 +11,7 @@ import pytest
 
 from filmloop.config.paths import Home
 from filmloop.core.errors import ConfigError, TransientError
-from filmloop.edge.control import pending_requests, request_seal
+from filmloop.edge.control import pending_requests, request_look, request_seal, take_look
 from filmloop.edge.lock import is_alive, lock_path, only_edge
 from filmloop.edge.status import EdgeStatus, read_status, write_status
 
@@ -124,3 +124,13 @@ def test_those_who_only_look_need_no_torch_and_no_zarr():
         "assert not {'torch', 'zarr', 'mlflow'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_look_is_asked_for_once_and_of_a_running_edge_only(home):
+    request_look(home)
+    assert not home.edge_control.exists()
+    with only_edge(home):
+        request_look(home)
+        request_look(home)
+        assert pending_requests(home) == []
+        assert (take_look(home), take_look(home)) == (True, False)

@@ -79,6 +79,7 @@ class InferenceStage(Stage):
         registry: Makes a registry client, in the watcher's thread; None never looks for new weights.
         on_result: Called with every result, in this stage's thread; its time counts against the frame rate. Rates are
             among it if `store.wanted` has them.
+        asked: Whether somebody asked for a look at the registry since the last call.
         drift: Looks at the scored frames, and says how to correct gains; None: nobody looks.
     """
 
@@ -91,9 +92,10 @@ class InferenceStage(Stage):
         registry: Callable[[], Registry] | None,
         on_result: Callable[[EdgeResult], None] | None = None,
         drift: DriftMonitor | None = None,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__("inference", ring)
-        self._drift = drift
+        self._drift, self._asked = drift, asked
         self._config, self._store, self._connect, self._on_result = config, store, registry, on_result
         self._sort_key = get_model(config.model.name).sort_key
         self._wanted = store.wanted
@@ -276,6 +278,7 @@ class InferenceStage(Stage):
             news=self.news,
             every_s=self._config.edge.watch_every_s,
             live=live,
+            asked=self._asked,
         )
         watcher.start()
         return watcher
