@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,10 @@ from filmloop.core.documents import EvaluationReport, HoldoutPolicy, TrainJob
 from filmloop.core.errors import DataError
 from filmloop.core.poisson import bootstrap_mean, poisson_nll, thin_by_hash
 from filmloop.core.weights import mean_one
-from filmloop.staging.reader import ShardReader
-from filmloop.training.blocks import Block, Decoded
+
+if TYPE_CHECKING:  # who only scores needs no zarr
+    from filmloop.staging.reader import ShardReader
+    from filmloop.training.blocks import Block, Decoded
 
 RateFunction = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Counts (N, C, E) float32 to rates (N, C, E) float32: the expected counts of the whole frame."""

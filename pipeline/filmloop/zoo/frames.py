@@ -48,6 +48,8 @@ def newest_frames(shards: Sequence[SealedShard], policy: HoldoutPolicy, *, most:
     """
     counts, runs, ids, weights, alive, found = [], [], [], [], [], 0
     for number, shard in enumerate(reversed(shards)):
+        if found >= most:
+            break  # opening a shard takes longer than reading a block of it
         reader = ShardReader(shard.manifest_path)
         # The trainer's blocks, because it looks for dead channels in each.
         for block in reversed(cut_into_blocks(reader, number, held_out(reader.pulse_id_N, policy.permille))):
