@@ -133,6 +133,13 @@ def open_registry(site: Site, *, start: bool, tell: Tell | None = None) -> Regis
     )
 
 
+def load_registry_client(site: Site) -> None:
+    """Import what `open_registry` needs, for a caller who waits for a server meanwhile."""
+    from filmloop.adapters.mlflow.client import load
+
+    load(site.config.registry.timeout_s)
+
+
 def open_source(site: Site) -> FrameSource:
     """The site's source of frames; nothing is opened yet."""
     from filmloop.adapters.sources.build import build_source

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-from filmloop.bootstrap import Site, Tell, cycle_parts, open_ledger, open_registry, refuse_unready, warm_worker
+from filmloop.bootstrap import (
+    Site,
+    Tell,
+    cycle_parts,
+    load_registry_client,
+    open_ledger,
+    open_registry,
+    refuse_unready,
+    warm_worker,
+)
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
@@ -62,16 +71,22 @@ def retrain_once(
 def _registry_and_worker(site: Site, tell: Tell) -> Registry:
     """What the cycle needs later, started while the edge comes up and frames arrive: seconds that nobody waits for.
 
-    The first question makes the registry's client load, which takes another second.
+    Its client takes another second or two to load, beside the server's start.
     """
+    with ThreadPoolExecutor(2) as beside:
+        beside.submit(load_registry_client, site)
+        beside.submit(_start_worker, site)
+        registry = open_registry(site, start=True, tell=tell)
+    with suppress(FilmloopError):  # the cycle asks again
+        registry.get(CHAMPION)
+    return registry
+
+
+def _start_worker(site: Site) -> None:
     worker = warm_worker(site)
     if worker is not None:
         with suppress(FilmloopError):  # the launcher then starts cold, and says why
             worker.start()
-    registry = open_registry(site, start=True, tell=tell)
-    with suppress(FilmloopError):  # the cycle asks again
-        registry.get(CHAMPION)
-    return registry
 
 
 def no_need(site: Site, ledger: Ledger) -> str:

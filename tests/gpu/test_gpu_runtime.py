@@ -14,7 +14,8 @@ from filmloop.config.schema import EdgeSection
 from filmloop.core.documents import TrainResult
 from filmloop.core.errors import VerificationError
 from filmloop.edge.runtimes.checks import check_golden, check_served
-from filmloop.edge.runtimes.choose import Candidates, runtime_for
+from filmloop.edge.runtimes.candidates import Candidates
+from filmloop.edge.runtimes.choose import runtime_for
 from filmloop.edge.runtimes.cuda import CudaRuntime
 from filmloop.ports.runtime import Wanted
 from filmloop.testing.models import make_model_bundle

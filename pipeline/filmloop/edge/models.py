@@ -18,7 +18,8 @@ from filmloop.core.documents import Document, TrainResult, VersionInfo
 from filmloop.core.errors import DataError, TransientError, VerificationError
 from filmloop.core.fsio import disk_errors, publish_dir
 from filmloop.edge.quality import SCORED_FRAMES
-from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, runtime_for
+from filmloop.edge.runtimes.candidates import Candidates
+from filmloop.edge.runtimes.choose import RuntimeChoice, runtime_for
 from filmloop.edge.runtimes.make import tolerance_of
 from filmloop.ports.registry import Registry
 from filmloop.ports.runtime import InferenceRuntime, Wanted

@@ -13,7 +13,8 @@ from filmloop.config.schema import EdgeSection
 from filmloop.core.documents import TrainResult
 from filmloop.core.errors import ConfigError, VerificationError
 from filmloop.edge.runtimes import choose as choosing
-from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, choose, runtime_for
+from filmloop.edge.runtimes.candidates import Candidates
+from filmloop.edge.runtimes.choose import RuntimeChoice, choose, runtime_for
 from filmloop.edge.runtimes.make import NAMES, make_runtime
 from filmloop.testing.models import make_model_bundle
 

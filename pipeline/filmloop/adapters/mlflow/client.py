@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -27,7 +28,19 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def connect(uri: str, timeout_s: float) -> MlflowClient:
-    """A client of the server at `uri`; dials nobody yet.
+    """A client of the server at `uri`; dials nobody yet."""
+    load(timeout_s)
+    host = urlsplit(uri).hostname
+    if host in _LOOPBACK:
+        _bypass_proxy(host)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def load(timeout_s: float) -> None:
+    """Import MLflow, well mannered; it takes one to three seconds.
 
     MLflow takes its manners from the environment and has no other switch: no retries of its own (the default is up to
     seven with growing pauses: minutes against an absent server; we retry where it makes sense), our time-out, no
@@ -40,13 +53,7 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
     )
-    host = urlsplit(uri).hostname
-    if host in _LOOPBACK:
-        _bypass_proxy(host)
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    importlib.import_module("mlflow")
 
 
 def _bypass_proxy(loopback: str) -> None:

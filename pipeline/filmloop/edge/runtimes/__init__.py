@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from filmloop.edge.runtimes.candidates import Candidates
     from filmloop.edge.runtimes.checks import check_finite, check_golden, check_served
-    from filmloop.edge.runtimes.choose import Candidates, RuntimeChoice, runtime_for
+    from filmloop.edge.runtimes.choose import RuntimeChoice, runtime_for
     from filmloop.edge.runtimes.make import make_runtime
     from filmloop.edge.runtimes.torch_cpu import TorchRuntime, use_threads
 
@@ -19,7 +20,7 @@ _MODULES = {
     "check_finite": "checks",
     "check_golden": "checks",
     "check_served": "checks",
-    "Candidates": "choose",
+    "Candidates": "candidates",
     "RuntimeChoice": "choose",
     "runtime_for": "choose",
     "make_runtime": "make",

@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from filmloop.bundle import ONNX, load_golden
-from filmloop.config.schema import EdgeSection
-from filmloop.core.documents import Document, ModelChoice
+from filmloop.bundle import load_golden
+from filmloop.core.documents import Document
 from filmloop.core.errors import ConfigError, DataError, VerificationError
-from filmloop.core.fsio import canonical_json, sha256_bytes
-from filmloop.edge.runtimes.checks import check_bright, check_finite, check_golden
-from filmloop.edge.runtimes.machine import cores, cpu_model, gpu_name
-from filmloop.edge.runtimes.make import batch_of, make_runtime, tolerance_of
+from filmloop.edge.runtimes.candidates import PROBE_FRAMES, Candidates
+from filmloop.edge.runtimes.checks import check_bright
+from filmloop.edge.runtimes.make import batch_of
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
-from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
+from filmloop.ports.runtime import InferenceRuntime
 from filmloop_models import catalog
 
 _log = logging.getLogger(__name__)
 
-_MEASURE_S, _PROBE_FRAMES, _PROBES = 0.2, 16, 10
+_MEASURE_S, _PROBES = 0.2, 10
 _HOPE = 4.0
 """How much faster a candidate may become than a probe in a small batch says; one that stays behind even so is not measured."""
 _MOST_PROMISING_FIRST = ("cuda", "openvino-bf16", "openvino-f32", "openvino-int8", "onnxruntime", "torch")
-_PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
 
 
 class RuntimeChoice(Document):
@@ -47,79 +43,6 @@ class RuntimeChoice(Document):
     relative_rms: dict[str, float] = Field(description="from the golden pair, by candidate that is exact enough")
     dropped: dict[str, str] = Field(description="why the others are none")
     key: str = Field(description="digest of the machine, the packages, the model and the settings it holds for")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """A bundle and where it is to serve.
-
-    Attributes:
-        bundle: Folder of the verified bundle.
-        version: Registry version of its weights.
-        model: What the bundle's result says of its network.
-        edge: Settings of the edge.
-        wanted: What it asks of every batch.
-    """
-
-    bundle: Path
-    version: str
-    model: ModelChoice
-    edge: EdgeSection
-    wanted: Wanted = KEYS_ONLY
-
-    def made(self, name: str, batch_frames: int) -> InferenceRuntime:
-        """The runtime of that name, unchecked; see `make_runtime`."""
-        return make_runtime(
-            name,
-            self.bundle,
-            version=self.version,
-            frame_shape=self.model.frame_shape,
-            batch_frames=batch_frames,
-            threads=self.edge.threads,
-            tune=self.edge.tune and batch_frames > _PROBE_FRAMES,
-        )
-
-    def proven(self, name: str, batch_frames: int) -> tuple[InferenceRuntime, float]:
-        """The runtime of that name, checked on extremes and on its golden pair; and its relative RMS difference.
-
-        Raises:
-            ConfigError: this machine does not have it.
-            VerificationError: it does not make of the golden counts what it should.
-        """
-        spec, (counts_NCE, golden_NCE) = catalog.get(self.model.name), load_golden(self.bundle)
-        runtime = self.made(name, batch_frames)
-        try:
-            check_finite(runtime, self.model.frame_shape, batch_frames, self.wanted)
-            tolerance = tolerance_of(name, model=spec.tolerance, full=self.edge.golden_tolerance)
-            difference = check_golden(
-                runtime, counts_NCE, golden_NCE, tolerance=tolerance, sort_key=spec.sort_key, wanted=self.wanted
-            )
-        except BaseException:
-            runtime.close()
-            raise
-        return runtime, difference
-
-    def key(self) -> str:
-        """Digest of everything that the choice depends on but the weights."""
-        versions = {}
-        for package in _PACKAGES:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-        depends = {
-            "cpu": cpu_model(),
-            "cores": cores(),
-            "gpu": gpu_name(),
-            "packages": versions,
-            "model": self.model.as_json(),
-            "tolerance": catalog.get(self.model.name).tolerance,
-            "onnx": (self.bundle / ONNX).exists(),
-            "edge": self.edge.model_dump(
-                mode="json", include={"threads", "latency_budget_ms", "batch_frames", "golden_tolerance", "tune"}
-            ),
-        }
-        return sha256_bytes(canonical_json(depends))
 
 
 def choose(candidates: Candidates) -> tuple[InferenceRuntime, RuntimeChoice]:
@@ -270,7 +193,7 @@ def _guess(
         _TooSlowError: it will not make `to_beat` frames a second.
     """
     batch_frames = batch_of(name, candidates.edge.batch_frames)
-    small = min(_PROBE_FRAMES, batch_frames)
+    small = min(PROBE_FRAMES, batch_frames)
     runtime = candidates.made(name, small)
     try:
         frame_s = batch_s(runtime, _tiled(counts_NCE, small), repeats=_PROBES) / small
