@@ -13,8 +13,8 @@ from filmloop.bundle import RESULT, load_golden
 from filmloop.config.schema import EdgeSection
 from filmloop.core.documents import TrainResult
 from filmloop.core.errors import VerificationError
-from filmloop.edge.runtimes.checks import check_golden, check_served
 from filmloop.edge.runtimes.candidates import Candidates
+from filmloop.edge.runtimes.checks import check_golden, check_served
 from filmloop.edge.runtimes.choose import runtime_for
 from filmloop.edge.runtimes.cuda import CudaRuntime
 from filmloop.ports.runtime import Wanted
@@ -146,7 +146,7 @@ def test_a_model_is_prepared_in_another_thread_while_this_one_serves(runtime, bu
     assert served > 5
 
 
-def test_auto_takes_the_gpu_and_says_by_how_much_it_is_faster(bundles, tmp_path):
+def test_auto_takes_the_gpu(bundles, tmp_path):
     made, choice = runtime_for(
         Candidates(
             bundle=bundles[0], version="1", model=TrainResult.read(bundles[0] / RESULT).model, edge=EdgeSection()
@@ -156,7 +156,8 @@ def test_auto_takes_the_gpu_and_says_by_how_much_it_is_faster(bundles, tmp_path)
     made.close()
     assert choice.name == "cuda", choice
     assert choice.batch_frames == 4096
-    assert choice.frames_per_s["cuda"] > 2 * max(rate for name, rate in choice.frames_per_s.items() if name != "cuda")
+    assert choice.frames_per_s["cuda"] == max(choice.frames_per_s.values())
+    assert "not measured" in choice.dropped["torch"]
 
 
 def test_memory_does_not_grow_from_version_to_version(bundles):
