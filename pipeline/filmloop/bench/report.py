@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from filmloop.bootstrap import code_commit
+from filmloop.edge.runtimes.machine import cpu_model
 
 PACKAGES = ("torch", "openvino", "onnxruntime", "zarr", "numcodecs", "tensorstore", "h5py", "numpy")
 
@@ -56,15 +57,6 @@ class Machine:
             },
             "versions": {"filmloop": code_commit(), "python": platform.python_version(), **_versions(packages)},
         }
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

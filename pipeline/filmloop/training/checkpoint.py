@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from filmloop.core.documents import TrainJob
-from filmloop.core.fsio import atomic_write_bytes, disk_errors
+from filmloop.core.fsio import PART_SUFFIX, atomic_write_bytes, disk_errors
 
 CHECKPOINT = "checkpoint.pt"
 EARLIER = "checkpoint.earlier.pt"
@@ -108,7 +108,13 @@ def save_checkpoint(folder: Path, job: TrainJob, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path, job: TrainJob) -> bytes | None:
-    """The bytes of the newest checkpoint of this job that is not damaged; None, with a warning if there was any."""
+    """The bytes of the newest checkpoint of this job that is not damaged; None, with a warning if there was any.
+
+    Called by the one that will write the next ones: what killed writers left half done is removed.
+    """
+    with disk_errors(folder):
+        for left in folder.glob(f"{CHECKPOINT}.*{PART_SUFFIX}"):
+            left.unlink(missing_ok=True)
     for name in (CHECKPOINT, EARLIER):
         path = folder / name
         with disk_errors(path):

@@ -51,6 +51,15 @@ def test_a_damaged_checkpoint_means_the_one_before_it(folder: Path, shard: Shard
     assert read_checkpoint(folder, job) is None
 
 
+def test_what_a_killed_writer_left_half_done_is_removed(folder: Path, shard: ShardRef) -> None:
+    job = small_job(folder, shard)
+    save_checkpoint(folder, job, STATE)
+    left = folder / f"{CHECKPOINT}.12345.part"
+    left.write_bytes(b"half a checkp")
+    assert _step(folder, job) == 7
+    assert not left.exists()
+
+
 def test_the_earlier_checkpoint_is_used_where_the_newest_is_gone(folder: Path, shard: ShardRef) -> None:
     job = small_job(folder, shard)
     save_checkpoint(folder, job, STATE)
