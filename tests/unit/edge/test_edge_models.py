@@ -19,7 +19,7 @@ from filmloop.edge import models, swap
 from filmloop.edge.cells import Board
 from filmloop.edge.models import KEEP_BUNDLES, ModelStore
 from filmloop.edge.news import News
-from filmloop.edge.runtimes import choose
+from filmloop.edge.runtimes import candidates
 from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import CHAMPION
 from filmloop.testing.bundles import seal_bundle
@@ -356,7 +356,7 @@ def test_a_disk_that_refuses_a_remembered_version_is_transient(tmp_path, home, r
 def test_weights_that_make_no_numbers_of_a_saturated_frame_are_refused_though_their_golden_pair_fits(
     tmp_path, home, registry, monkeypatch
 ):
-    make_runtime = choose.make_runtime
+    make_runtime = candidates.make_runtime
 
     def overflowing(*args, **given):
         runtime = make_runtime(*args, **given)
@@ -366,7 +366,7 @@ def test_weights_that_make_no_numbers_of_a_saturated_frame_are_refused_though_th
 
     watcher, offer, news = watching(home, registry)
     register(registry, bundle_of(tmp_path, 1))
-    monkeypatch.setattr(choose, "make_runtime", overflowing)
+    monkeypatch.setattr(candidates, "make_runtime", overflowing)
     watcher.look()
     assert offer.take() is None
     assert "not finite of a saturated frame" in news.last_problem
