@@ -97,7 +97,7 @@ def run_demo(site: Site, *, train_s: float = 25.0, tell: Tell) -> DemoReport:
         try:
             with running(service, home):
                 checks = story.tell_all()
-                status = read_status(home)
+            status = read_status(home)  # the last one: no frame is under way any more
         finally:
             plot_story(home.root / "story.png", watch.samples(), story.events)
             if (worker := warm_worker(stage)) is not None:
