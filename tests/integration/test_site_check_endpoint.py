@@ -111,7 +111,7 @@ def test_who_interrupts_the_wait_for_a_job_is_told_the_same(
     assert main is not None
 
     def interrupt() -> None:
-        wait_until(lambda: compute.hosted.fired("lose_result") or None, deadline_s=60, what="a function on a node")
+        wait_until(lambda: compute.hosted.fired("lose_result") or None, deadline_s=200, what="a function on a node")
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
