@@ -190,7 +190,7 @@ def test_hours_before_a_restart_do_not_count_as_offline(site: Site) -> None:
 
 
 def test_a_twin_that_cannot_be_sent_is_told_and_tried_ever_more_rarely(
-    site: Site, caplog: pytest.LogCaptureFixture
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.service.looked = answer("waiting")
     site.poll()
@@ -200,6 +200,11 @@ def test_a_twin_that_cannot_be_sent_is_told_and_tried_ever_more_rarely(
         for _ in range(60):  # six minutes: due after two and after four
             site.poll()
     assert len([line for line in caplog.messages if "cannot be sent once more" in line]) == 2
+    monkeypatch.setattr(site.service.budget, "take", lambda **_: False)
+    site.service.refusal = None
+    for _ in range(60):
+        site.poll()
+    assert site.service.times("train") == 0, "it has the budget of short functions"
 
 
 def test_looks_in_every_second_leave_room_for_a_twin(site: Site) -> None:
