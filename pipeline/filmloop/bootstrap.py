@@ -133,6 +133,15 @@ def open_registry(site: Site, *, start: bool, tell: Tell | None = None) -> Regis
     )
 
 
+def registry_is_new(site: Site) -> bool:
+    """Whether the site's registry is our own and was never started: it is made at its first start."""
+    if site.config.registry.uri:
+        return False
+    from filmloop.adapters.mlflow.server import database_of
+
+    return not database_of(site.home).exists()
+
+
 def load_registry_client(site: Site) -> None:
     """Import what `open_registry` needs, for a caller who waits for a server meanwhile."""
     from filmloop.adapters.mlflow.client import load

@@ -138,7 +138,7 @@ def _tidy(cycle: Cycle) -> None:
 def _free_cluster(cycle: Cycle) -> None:
     """Run folders, shards too old to be mixed in, weights of old champions, what failed moves have left."""
     parts, done = cycle.parts, cycle.results()
-    chosen, trained = done.get("select", {}), "fetch" in done
+    chosen, recalled, trained = done.get("select", {}), done.get("recall", {}), "fetch" in done
     shards = sealed_shards(parts.home.stage, parts.stream)
     kept = newest(shards, max(parts.config.training.replay_frames, 1))
     if not trained:
@@ -153,7 +153,9 @@ def _free_cluster(cycle: Cycle) -> None:
     if trained:
         paths.append(f"runs/{cycle.id}")
         if (weights := parts.home.weights / model).is_dir():
-            paths += [weights_folder(model, path.name) for path in weights.iterdir() if path.name != chosen["champion"]]
+            paths += [
+                weights_folder(model, path.name) for path in weights.iterdir() if path.name != recalled["champion"]
+            ]
     try:
         parts.mover.discard(paths, key=f"{cycle.id}-tidy", over=_moves(parts, cycle.id))
     except FilmloopError as exc:

@@ -41,7 +41,7 @@ from filmloop.promotion.report import describe
 from filmloop.selection import frames_of, is_fresh, newest, usable_shards
 from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
 from filmloop.staging.catalog import SealedShard, sealed_shards
-from filmloop.staging.verify import verify_shard
+from filmloop.staging.groupfiles import GroupFiles
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
 from filmloop.zoo.recall import Recall, look_back
 
@@ -63,7 +63,6 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             after any other, or the tenth at the same step, it is closed as failed and the next call begins anew. For a
             login it stays open as long as it takes.
     """
-    settle(parts.registry, parts.ledger)
     cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
     with log_context(cycle_id=cycle.id):
         try:
@@ -96,13 +95,13 @@ def _steps(cycle: Cycle, again: bool) -> CycleReport:
     step("move", f"shipping {chosen['frames']:,} frames to the cluster", lambda c: _move(c, chosen, recalled))
     trained = step("train", "starting the ranks", lambda c: _train(c, chosen, recalled))
     step("fetch", "bringing the bundle home", lambda c: _fetch(c, trained))
-    verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", lambda c: _judge(c, chosen)))
+    verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", lambda c: _judge(c, recalled)))
     registered = step("register", "registering the version", lambda c: _register(c, chosen, recalled, verdict))
 
     if verdict.decision != "promote":
         return finish(cycle, _OUTCOMES[verdict.decision], " ".join(verdict.reasons), chosen)
     version = registered["version"]
-    promoted = step("promote", f"making version {version} champion", lambda c: _promote(c, chosen, version, verdict))
+    promoted = step("promote", f"making version {version} champion", lambda c: _promote(c, recalled, version, verdict))
     if promoted["overtaken"]:
         return finish(cycle, "undecided", promoted["overtaken"], chosen)
     step("live", "waiting for the edge to swap", lambda c: _live(c, chosen, version))
@@ -116,9 +115,7 @@ def _bring_back(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict:
     Were they fresh still, the next cycle would train on frames that a version has just been found to fit.
     """
     step, version = cycle.step, recalled.fits
-    moved = step(
-        "promote", f"making version {version} champion again", lambda c: _promote_again(c, chosen, recalled, verdict)
-    )
+    moved = step("promote", f"making version {version} champion again", lambda c: _promote_again(c, recalled, verdict))
     if moved["overtaken"]:
         return finish(cycle, "undecided", moved["overtaken"], chosen)
     step("live", "waiting for the edge to swap", lambda c: _live(c, chosen, version))
@@ -135,7 +132,7 @@ def _seal(cycle: Cycle) -> dict[str, Any]:
 
 
 def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
-    """Fresh shards, older ones, the champion. From here on retention leaves the chosen shards alone."""
+    """Fresh shards and older ones. From here on retention leaves the chosen ones alone. Asks the ledger and the disk alone."""
     parts, training = cycle.parts, cycle.parts.config.training
     states = parts.ledger.shard_states()
     shards = usable_shards(parts.home.stage, parts.stream, parts.frame_shape, states)
@@ -154,14 +151,12 @@ def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     used = [shard.shard_id for shard in new if states.get(shard.shard_id) != DAMAGED]
     old = [shard.shard_id for shard in replay]
     parts.ledger.choose_shards(cycle.id, [*used, *old])
-    champion = parts.registry.get(CHAMPION)
     return {
         "too_few": "",
         "frames": frames,
         "fresh": [shard.shard_id for shard in fresh],
         "replay": old,
         "used": used,
-        "champion": "" if champion is None else champion.version,
         "newest_sealed_utc": max(shard.manifest.sealed_utc for shard in fresh),
     }
 
@@ -171,7 +166,7 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
     whole = []
     for shard in shards:
         try:
-            verify_shard(shard.manifest_path)
+            GroupFiles(shard).check_all(hashed=True)
         except DataError as exc:
             _log.error("shard %s is damaged and set aside: %s", shard.shard_id, exc.message)
             cycle.tell("select", f"shard {shard.shard_id} is damaged and set aside")
@@ -182,11 +177,18 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
 
 
 def _recall(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The ancestor to start from, on this side, before anything is shipped."""
+    """The champion, and the ancestor to start from, on this side, before anything is shipped."""
+    parts = cycle.parts
+
+    def champion() -> str:
+        settle(parts.registry, parts.ledger)
+        now = parts.registry.get(CHAMPION)
+        return "" if now is None else now.version
+
     found = look_back(
-        cycle.parts,
+        parts,
         _shards(cycle, chosen["fresh"]),
-        chosen["champion"],
+        champion,
         folder=cycle.folder / "recall",
         tell=lambda text: cycle.tell("recall", text),
     )
@@ -200,7 +202,7 @@ def _move(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, A
     parts = cycle.parts
     shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
     items = [item for shard in shards for item in shard_items(parts.home, shard)]
-    for version in sorted({chosen["champion"], recalled.base} - {""}):
+    for version in sorted({recalled.champion, recalled.base} - {""}):
         bundle = local_bundle(parts.home, parts.registry, version)
         items += bundle_items(bundle, parts.home.root, weights_folder(parts.registry.model, version))
     return _ship(cycle, "move", "to_cluster", items)
@@ -216,7 +218,7 @@ def _train(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> dict[str, 
         fresh=[shard_ref(parts.home, shard, parts.cluster_root) for shard in _shards(cycle, chosen["fresh"])],
         replay=[shard_ref(parts.home, shard, parts.cluster_root) for shard in _shards(cycle, chosen["replay"])],
         base=_weights(cycle, recalled.base),
-        champion=_weights(cycle, chosen["champion"]),
+        champion=_weights(cycle, recalled.champion),
         output_dir=parts.cluster_root / "runs" / cycle.id,
         code_commit=parts.code_commit,
     )
@@ -241,7 +243,7 @@ def _discard_shipped(cycle: Cycle, chosen: dict[str, Any], recalled: Recall) -> 
     try:
         shards = _shards(cycle, chosen["fresh"] + chosen["replay"])
         paths = [path for shard in shards for path in shard_paths(parts.home, shard)]
-        paths += [weights_folder(parts.registry.model, v) for v in sorted({chosen["champion"], recalled.base} - {""})]
+        paths += [weights_folder(parts.registry.model, v) for v in sorted({recalled.champion, recalled.base} - {""})]
         parts.mover.discard(paths, key=f"{cycle.id}-damaged")
     except FilmloopError as exc:
         _log.warning("what the cluster holds of cycle %s was not discarded: %s", cycle.id, exc.message)
@@ -269,9 +271,9 @@ def _fetch(cycle: Cycle, trained: dict[str, Any]) -> dict[str, Any]:
     return {"bundle_digest": result.bundle_digest(), **moved}
 
 
-def _judge(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+def _judge(cycle: Cycle, recalled: Recall) -> dict[str, Any]:
     """Challenger against champion; the first version of all against the Gaussian baseline."""
-    reports, champion = load_evaluation(cycle.folder / "bundle").reports, chosen["champion"]
+    reports, champion = load_evaluation(cycle.folder / "bundle").reports, recalled.champion
     against = "champion" if champion else "gaussian"
     if not {"challenger", against} <= set(reports) or (champion and reports[against].version != champion):
         raise DataError(
@@ -315,9 +317,9 @@ def _register(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: V
     return {"version": info.version, "url": info.url}
 
 
-def _promote(cycle: Cycle, chosen: dict[str, Any], version: str, verdict: Verdict) -> dict[str, Any]:
+def _promote(cycle: Cycle, recalled: Recall, version: str, verdict: Verdict) -> dict[str, Any]:
     """Move the champion alias, unless somebody moved it while this cycle was training."""
-    registry, expected = cycle.parts.registry, chosen["champion"]
+    registry, expected = cycle.parts.registry, recalled.champion
     now = registry.get(CHAMPION)
     done = any(move.cycle_id == cycle.id for move in cycle.parts.ledger.moves(registry.model, CHAMPION))
     if done and now is not None and now.version == version:
@@ -335,11 +337,11 @@ def _promote(cycle: Cycle, chosen: dict[str, Any], version: str, verdict: Verdic
     return {"overtaken": ""}
 
 
-def _promote_again(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: Verdict) -> dict[str, Any]:
+def _promote_again(cycle: Cycle, recalled: Recall, verdict: Verdict) -> dict[str, Any]:
     """As `_promote`, and the registry tells when and why; again the same words after a kill."""
     version, registry = recalled.fits, cycle.parts.registry
     why = verdict.model_copy(update={"reasons": (recalled.message,)})
-    moved = _promote(cycle, chosen, version, why)
+    moved = _promote(cycle, recalled, version, why)
     if not moved["overtaken"]:
         registry.annotate(version, tags={RECALLED_TAG: f"{cycle.row.started_utc} {cycle.id}: {recalled.message}"})
     info = registry.get(version)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
+from filmloop.adapters.arriving import ArrivingRegistry
 from filmloop.bootstrap import (
     Site,
     Tell,
@@ -16,6 +17,7 @@ from filmloop.bootstrap import (
     open_ledger,
     open_registry,
     refuse_unready,
+    registry_is_new,
     warm_worker,
 )
 from filmloop.core.clock import epoch_s
@@ -53,25 +55,25 @@ def retrain_once(
             return CycleReport(outcome="nothing_to_do", message=needless)
         begun_s = time.monotonic()
         with ThreadPoolExecutor(1) as beside:
+            is_new = registry_is_new(site)
             opening = beside.submit(_registry_and_worker, site, tell)
+            registry = ArrivingRegistry(site.config.registered_model, opening, is_new=is_new)
             with edge_for(site, wanted=with_edge, tell=tell) as edge:
                 setup_s = time.monotonic() - begun_s
                 if with_edge and ledger.open_cycle() is None:
                     wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
                 frames_s = time.monotonic() - begun_s - setup_s
-                registry = opening.result()
-                setup_s = time.monotonic() - begun_s - frames_s
                 report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
     steps = {"setup": round(setup_s, 3), "frames": round(frames_s, 3), **report.steps}
-    # Waiting for the detector is no overhead; starting the edge and the registry is.
+    # Waiting for the detector is no overhead; starting the edge is, and whatever a step waits for the registry.
     overhead_s = None if report.overhead_s is None else round(report.overhead_s + setup_s, 3)
     return report.model_copy(update={"steps": steps, "overhead_s": overhead_s})
 
 
 def _registry_and_worker(site: Site, tell: Tell) -> Registry:
-    """What the cycle needs later, started while the edge comes up and frames arrive: seconds that nobody waits for.
+    """What the cycle needs later, started while the edge comes up, frames arrive and are read: seconds that nobody waits for.
 
-    Its client takes another second or two to load, beside the server's start.
+    The client takes another second or two to load, beside the server's start.
     """
     with ThreadPoolExecutor(2) as beside:
         beside.submit(load_registry_client, site)

@@ -181,7 +181,13 @@ class _Zoo:
         self.weights[self.champion] = run.weights
         own = score(run.weights, visit.frames, self.champion)
         self.animals.append(
-            Animal(version=self.champion, folder=Path(), data=visit.frames.data, own=own, own_zero=visit.frames.zero)
+            Animal(
+                version=self.champion,
+                folder=Path(),
+                data=visit.frames.seen.data,
+                own=own,
+                own_zero=visit.frames.seen.zero,
+            )
         )
 
     def ask(self, visit: _Visit) -> Recall:
@@ -190,7 +196,7 @@ class _Zoo:
         return decide(
             self.animals,
             reports,
-            visit.frames,
+            visit.frames.seen,
             self.champion,
             zoo=ZooSection(),
             gate=GatePolicy(),

@@ -73,11 +73,10 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
                 f"No frame of stream {site.stream!r} is staged, so there is nothing to score on.",
                 hint="`filmloop edge run` stages some.",
             )
-        champion = registry.get(CHAMPION)
         found = look_back(
             cycle_parts(site, ledger, registry),
             newest(shards, site.config.training.max_fresh_frames),
-            champion.version if champion else "",
+            lambda: champion.version if (champion := registry.get(CHAMPION)) else "",
             folder=Path(folder) / "work",
             tell=lambda text: err.print(text, markup=False),
             remember=False,

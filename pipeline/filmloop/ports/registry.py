@@ -20,11 +20,13 @@ class Registry(Protocol):
 
     Attributes:
         model: Registered model name.
-        url: Address of the UI page of this model.
     """
 
     model: str
-    url: str
+
+    @property
+    def url(self) -> str:
+        """Address of the UI page of this model."""
 
     def register(
         self,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from filmloop.core.types import FrameBlock
 from filmloop.staging.codec import BLOCK_BYTES, Codec
 from filmloop.staging.events import Events
+from filmloop.staging.layout import METADATA
 from filmloop.staging.schema import (
     COUNTS,
     FLAGS,
@@ -27,7 +28,7 @@ from filmloop.staging.schema import (
     Layout,
     array_specs,
 )
-from filmloop.staging.zarrfile import METADATA, ChunkedColumn, GroupFolder, PackAll, array_metadata
+from filmloop.staging.zarrfile import ChunkedColumn, GroupFolder, PackAll, array_metadata
 
 HITS_PER_CHUNK = 262144
 """512 KB: as many hits as some 750 frames of 16x128 bring at 350 a frame."""

@@ -24,6 +24,8 @@ GROUP_SUFFIX = ".zarr"
 MANIFEST_SUFFIX = ".manifest.json"
 EXPIRED_SUFFIX = ".expired"
 QUARANTINE = ".quarantine"
+METADATA = "zarr.json"
+"""Zarr's own, of the group and of each array in it."""
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RUN_GLOB = "run" + "[0-9]" * 6

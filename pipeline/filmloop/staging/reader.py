@@ -20,12 +20,13 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
-from filmloop.core.documents import FileDigest, ShardManifest
+from filmloop.core.documents import ShardManifest
 from filmloop.core.errors import DataError
-from filmloop.core.fsio import sha256_file
 from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import read_shard
 from filmloop.staging.events import Events, unpack_events
+from filmloop.staging.groupfiles import GroupFiles
+from filmloop.staging.layout import METADATA
 from filmloop.staging.schema import (
     COUNTS,
     FLAGS,
@@ -40,7 +41,6 @@ from filmloop.staging.schema import (
     ArraySpec,
     array_specs,
 )
-from filmloop.staging.zarrfile import METADATA
 
 Check = Literal["none", "sizes", "hashes"]
 _EVENTS_READ_FRAMES = 4096
@@ -69,10 +69,9 @@ class ShardReader:
         self.manifest: ShardManifest = shard.manifest
         self.manifest_path = manifest_path
         self._group_path = shard.group_path
-        self._files = {file.path.partition("/")[2]: file for file in self.manifest.files}
+        self._files = GroupFiles(shard)
         if check != "none":
-            for name in self._files:
-                self._check_file(name, hashed=check == "hashes" or Path(name).name == METADATA)
+            self._files.check_all(hashed=check == "hashes")
         self.specs = array_specs(self.manifest.labelled, self.manifest.layout, self._schema_version())
         self._arrays = {spec.name: self._open(spec) for spec in self.specs}
 
@@ -130,7 +129,7 @@ class ShardReader:
         try:
             return unpack_events(*self.events(start, stop), self.manifest.frame_shape)
         except DataError as exc:
-            raise self._damaged(self._data_file(HITS), f"does not fit its frames: {exc.message}") from exc
+            raise self._files.damaged(self._data_file(HITS), f"does not fit its frames: {exc.message}") from exc
 
     def events(self, start: int = 0, stop: int | None = None) -> Events:
         """Hits of the frames `start` to `stop`: uint16 steps and uint64 (N + 1,) offsets (`filmloop.staging.events`).
@@ -149,9 +148,11 @@ class ShardReader:
     def _offsets_N1(self) -> npt.NDArray[np.uint64]:
         offsets_N1 = self._read(OFFSETS, 0, self.frames + 1).astype(np.uint64, copy=False)
         if offsets_N1[0] != 0 or (offsets_N1[1:] < offsets_N1[:-1]).any():
-            raise self._damaged(self._data_file(OFFSETS), "falls, or does not begin at 0")
+            raise self._files.damaged(self._data_file(OFFSETS), "falls, or does not begin at 0")
         if offsets_N1[-1] != self._arrays[HITS].shape[0]:
-            raise self._damaged(self._data_file(OFFSETS), f"does not end at the last of the hits, {offsets_N1[-1]}")
+            raise self._files.damaged(
+                self._data_file(OFFSETS), f"does not end at the last of the hits, {offsets_N1[-1]}"
+            )
         return offsets_N1
 
     def labels(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
@@ -185,28 +186,6 @@ class ShardReader:
     def _ids(self) -> dict[str, str]:
         return {"shard_id": self.manifest.shard_id, "path": str(self.manifest_path)}
 
-    def _damaged(self, name: str, what: str) -> DataError:
-        return DataError(
-            f"Shard {self.manifest.shard_id} is damaged: {self._group_path.name}/{name} {what}.",
-            hint="`filmloop shards verify` finds every damaged shard; ship this one again or remove it.",
-            ids=self._ids(),
-        )
-
-    def _check_file(self, name: str, *, hashed: bool) -> None:
-        """Compare one file of the group with the manifest."""
-        file: FileDigest | None = self._files.get(name)
-        if file is None:
-            raise self._damaged(name, "is not in the manifest")
-        path = self._group_path / name
-        try:
-            size_bytes = path.stat().st_size
-        except OSError as exc:
-            raise self._damaged(name, f"cannot be read: {exc.strerror}") from exc
-        if size_bytes != file.size_bytes:
-            raise self._damaged(name, f"has {size_bytes} bytes instead of {file.size_bytes}")
-        if hashed and sha256_file(path) != file.sha256:
-            raise self._damaged(name, "has another SHA-256 than it was sealed with")
-
     @contextmanager
     def _decoding(self, name: str) -> Iterator[None]:
         """Zarr, its codecs and the disk each raise what they like for damaged bytes: all of it means the same."""
@@ -215,7 +194,7 @@ class ShardReader:
         except DataError:
             raise
         except Exception as exc:
-            raise self._damaged(name, f"cannot be decoded: {exc}") from exc
+            raise self._files.damaged(name, f"cannot be decoded: {exc}") from exc
 
     def _schema_version(self) -> int:
         """The version of the arrays; the manifest's own is another."""
@@ -240,7 +219,7 @@ class ShardReader:
         rows = {"frames": self.frames, "offsets": self.frames + 1, "hits": array.shape[0]}[spec.rows]
         shape = (rows, *spec.row_shape(self.manifest.frame_shape))
         if array.shape != shape or array.dtype != spec.dtype:
-            raise self._damaged(
+            raise self._files.damaged(
                 f"{spec.name}/{METADATA}", f"tells of {array.dtype} {array.shape} instead of {spec.dtype} {shape}"
             )
         return array
@@ -249,5 +228,5 @@ class ShardReader:
         data_file = self._data_file(name)
         with self._decoding(data_file):
             values = np.asarray(self._arrays[name][start:stop])
-        self._check_file(data_file, hashed=False)
+        self._files.check(data_file, hashed=False)
         return values

@@ -28,9 +28,9 @@ from filmloop.core.types import FrameBlock
 from filmloop.staging.catalog import SealedShard
 from filmloop.staging.columns import FrameColumns
 from filmloop.staging.events import Events, check_events, pack_events, require_indexable
-from filmloop.staging.layout import ShardName, part_of
+from filmloop.staging.layout import METADATA, ShardName, part_of
 from filmloop.staging.schema import PULSE_ID, SCHEMA_VERSION, VERSION
-from filmloop.staging.zarrfile import METADATA, GroupFolder, PackAll, group_metadata
+from filmloop.staging.zarrfile import GroupFolder, PackAll, group_metadata
 
 
 class ShardWriter:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from filmloop.core.documents import FileDigest
 from filmloop.staging.codec import CRC32C, Codec, bytes_codec, crc32c
 
-METADATA = "zarr.json"
 Pieces = list[bytes]
 PackAll = Callable[
     [Callable[[npt.NDArray[Any]], tuple[bytes, bytes]], Iterable[npt.NDArray[Any]]], Iterable[tuple[bytes, bytes]]

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from filmloop.core.documents import EvaluationReport, HoldoutPolicy
+from filmloop.core.documents import HoldoutPolicy
 from filmloop.core.errors import DataError
 from filmloop.core.holdout import held_out
-from filmloop.staging.catalog import SealedShard
 from filmloop.staging.reader import ShardReader
 from filmloop.training.blocks import cut_into_blocks, decode
 from filmloop.training.holdout import Holdout
-from filmloop.zoo.embedding import DataEmbedding, embed
+from filmloop.zoo.embedding import embed
+from filmloop.zoo.seen import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,38 +27,36 @@ class NewestFrames:
     """The newest frames.
 
     Attributes:
-        data: What all the frames read look like, held out and not.
+        seen: What they look like.
         holdout: The newest held-out ones, as the trainer's evaluation has them.
-        zero: Score on these of the predictor that knows nothing but the mean count of a bin.
     """
 
-    data: DataEmbedding
+    seen: Seen
     holdout: Holdout
-    zero: EvaluationReport
 
     def __len__(self) -> int:
         """Number of held-out frames, N."""
         return len(self.holdout)
 
 
-def newest_frames(shards: Sequence[SealedShard], policy: HoldoutPolicy, *, most: int) -> NewestFrames:
-    """Read the newest frames of `shards` until `most` held-out ones are found, or there are no more.
+def newest_frames(manifests: Sequence[Path], policy: HoldoutPolicy, *, most: int) -> NewestFrames:
+    """Read the newest frames of the shards with these manifests until `most` held-out ones are found, or there are no more.
 
     Raises:
         DataError: a shard is damaged, or not one frame is held out.
     """
     counts, runs, ids, weights, alive, found = [], [], [], [], [], 0
-    for number, shard in enumerate(reversed(shards)):
+    for number, manifest in enumerate(reversed(manifests)):
         if found >= most:
             break  # opening a shard takes longer than reading a block of it
-        reader = ShardReader(shard.manifest_path)
+        reader = ShardReader(manifest)
         # The trainer's blocks, because it looks for dead channels in each.
         for block in reversed(cut_into_blocks(reader, number, held_out(reader.pulse_id_N, policy.permille))):
             if found >= most:
                 break
             decoded, frames = decode(block, labelled=False), block.stop - block.start
             counts.append(decoded.counts_NCE)
-            runs.append(np.full(frames, shard.manifest.run_number, np.int64))
+            runs.append(np.full(frames, reader.manifest.run_number, np.int64))
             ids.append(reader.pulse_id_N[block.start : block.stop])
             weights.append(reader.weight_N[block.start : block.stop])
             alive.append(np.broadcast_to(decoded.alive_C, (frames, len(decoded.alive_C))))
@@ -102,4 +101,5 @@ def pick_held_out(
     others_NCE = counts_NCE[~is_held_N] if not is_held_N.all() else counts_NCE
     mean = np.float32(others_NCE.mean(dtype=np.float64))
     zero_N = holdout.scores(lambda other_NCE: np.full(other_NCE.shape, mean, np.float32))
-    return NewestFrames(data=embed(counts_NCE), holdout=holdout, zero=holdout.report("zero", zero_N))
+    seen = Seen(data=embed(counts_NCE), zero=holdout.report("zero", zero_N), frames=len(holdout))
+    return NewestFrames(seen=seen, holdout=holdout)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,11 +32,10 @@ from filmloop.ports.registry import CHAMPION
 from filmloop.promotion.gate import judge
 from filmloop.shipping import local_bundle
 from filmloop.staging.catalog import SealedShard, sealed_shards
-from filmloop.staging.reader import ShardReader
 from filmloop.zoo.embedding import DataEmbedding, difference, distance, embed
-from filmloop.zoo.frames import NewestFrames, newest_frames
 from filmloop.zoo.index import DATA_TAG, Entry, mistrusted, nearest, same_form
-from filmloop.zoo.scoring import score_bundles
+from filmloop.zoo.scoring import Scorer
+from filmloop.zoo.seen import Seen
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +114,7 @@ class Recall(Document):
 def look_back(
     parts: CycleParts,
     fresh: Sequence[SealedShard],
-    champion: str,
+    champion_of: Callable[[], str],
     *,
     folder: Path,
     tell: Callable[[str], None],
@@ -127,51 +125,60 @@ def look_back(
     Args:
         parts: Of the cycle.
         fresh: Shards with the newest frames, oldest first.
-        champion: Its version, '' for none.
+        champion_of: Asks for the champion's version, '' for none; called while the frames are being read. What it
+            raises is raised.
         folder: To work in; emptied before and removed afterwards.
         tell: Called with what is being done.
         remember: Write embeddings that the registry lacks into it.
+
+    Raises:
+        TransientError: the disk refuses.
     """
     zoo, training, begun_s = parts.config.zoo, parts.config.training, time.monotonic()
-
-    def plain(message: str) -> Recall:
-        return _as_the_site_trains(Recall(champion=champion, base=champion, message=message), training)
-
     if zoo.recall == "off":
-        return plain("The zoo was not asked: [zoo] recall is off.")
-    data: DataEmbedding | None = None
-    try:
-        frames = newest_frames(fresh, training.holdout, most=zoo.frames)
-        data = frames.data
-        animals, left_out = _animals(parts, frames.data, champion, remember=remember)
-        if not _others(animals, champion):
-            why = "There is no former version beside the champion." if champion else "There is no former version."
-            found = plain(why).model_copy(update={"left_out": left_out})
-        else:
-            tell(f"scoring {len(animals)} versions on {len(frames):,} held-out frames")
-            bundles = {animal.version: animal.folder for animal in animals}
-            scores = score_bundles(bundles, frames.holdout, folder, deadline_s=zoo.deadline_s)
-            reports = {
-                version: frames.holdout.report(version, np.asarray(nll_N), version)
-                for version, nll_N in scores.nll_frames.items()
-            }
-            found = decide(animals, reports, frames, champion, zoo=zoo, gate=parts.config.gate, training=training)
-            found = found.model_copy(update={"left_out": {**left_out, **scores.failed}})
-    except FilmloopError as exc:
-        _log.warning("the zoo cannot be used now: %s", exc.message)
-        found = plain(f"The zoo could not be used: {exc.message}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed in here, too
+        champion = champion_of()
+        return _unasked(champion, "The zoo was not asked: [zoo] recall is off.", training)
+    manifests = [shard.manifest_path for shard in fresh]
+    scorer = Scorer(manifests, training.holdout, most=zoo.frames, folder=folder, deadline_s=zoo.deadline_s)
+    with scorer:
+        champion = champion_of()
+        try:
+            found = _look_back(parts, scorer, champion, tell=tell, remember=remember)
+        except FilmloopError as exc:
+            _log.warning("the zoo cannot be used now: %s", exc.message)
+            found = _unasked(champion, f"The zoo could not be used: {exc.message}", training)
+            with suppress(FilmloopError):
+                found = found.model_copy(update={"data": scorer.seen().data})
     for version, why in found.left_out.items():
         _log.warning("version %s is left out: %s", version, why)
         tell(f"version {version} is left out: {why}")
-    return found.model_copy(update={"data": data, "seconds": round(time.monotonic() - begun_s, 3)})
+    return found.model_copy(update={"seconds": round(time.monotonic() - begun_s, 3)})
+
+
+def _look_back(
+    parts: CycleParts, scorer: Scorer, champion: str, *, tell: Callable[[str], None], remember: bool
+) -> Recall:
+    config = parts.config
+    seen = scorer.seen()
+    animals, left_out = _animals(parts, seen.data, champion, remember=remember)
+    if not _others(animals, champion):
+        why = "There is no former version beside the champion." if champion else "There is no former version."
+        return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out, "data": seen.data})
+    tell(f"scoring {len(animals)} versions on {seen.frames:,} held-out frames")
+    scores = scorer.score({animal.version: animal.folder for animal in animals})
+    found = decide(animals, scores.reports, seen, champion, zoo=config.zoo, gate=config.gate, training=config.training)
+    return found.model_copy(update={"left_out": {**left_out, **scores.failed}, "data": seen.data})
+
+
+def _unasked(champion: str, message: str, training: TrainingSection) -> Recall:
+    """The champion is the ancestor, because nothing else is known."""
+    return _as_the_site_trains(Recall(champion=champion, base=champion, message=message), training)
 
 
 def decide(
     animals: Sequence[Animal],
     reports: Mapping[str, EvaluationReport],
-    frames: NewestFrames,
+    seen: Seen,
     champion: str,
     *,
     zoo: ZooSection,
@@ -198,10 +205,10 @@ def decide(
         if reference is not None and animal.version != champion
     }
     candidates = sorted(
-        (_candidate(animal, reports[animal.version], frames, verdicts.get(animal.version), zoo) for animal in scored),
+        (_candidate(animal, reports[animal.version], seen, verdicts.get(animal.version), zoo) for animal in scored),
         key=lambda each: each.nll,
     )
-    found = Recall(champion=champion, base=champion, message="", candidates=tuple(candidates), frames=len(frames))
+    found = Recall(champion=champion, base=champion, message="", candidates=tuple(candidates), frames=seen.frames)
     if champion and reference is None:
         unscored = "The champion could not be scored, so nothing compares with it."
         return _as_the_site_trains(found.model_copy(update={"message": unscored}), training)
@@ -242,12 +249,12 @@ def _as_the_site_trains(found: Recall, training: TrainingSection) -> Recall:
 
 
 def _candidate(
-    animal: Animal, report: EvaluationReport, frames: NewestFrames, verdict: Verdict | None, zoo: ZooSection
+    animal: Animal, report: EvaluationReport, seen: Seen, verdict: Verdict | None, zoo: ZooSection
 ) -> Candidate:
-    over_zero = _gain(report, frames.zero)
+    over_zero = _gain(report, seen.zero)
     own = _gain(animal.own, animal.own_zero)
-    apart = difference(animal.data, frames.data)
-    far = distance(animal.data, frames.data)
+    apart = difference(animal.data, seen.data)
+    far = distance(animal.data, seen.data)
     worst = max(apart, key=lambda name: apart[name])
     known = f"It was trained on frames with {animal.data.in_words()}."
     if verdict is None:
@@ -330,6 +337,8 @@ def _animal(parts: CycleParts, entry: Entry, form: ModelChoice, *, remember: boo
 
 def _data_of(parts: CycleParts, bundle: Path) -> DataEmbedding:
     """What a version from before the zoo was trained on: its fresh shards if they are staged still, else its golden frames."""
+    from filmloop.staging.reader import ShardReader  # zarr takes .3 to 1 s to load, and hardly any cycle needs it here
+
     staged = {shard.shard_id: shard for shard in sealed_shards(parts.home.stage)}
     wanted = [ref for ref in TrainJob.read(bundle / JOB).fresh if ref.shard_id in staged]
     counts, frames = [], 0

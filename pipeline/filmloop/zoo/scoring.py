@@ -1,13 +1,20 @@
-"""Scores bundles on held-out frames, in a process of its own: `python -m filmloop.zoo.scoring FOLDER`.
+"""Reads the newest held-out frames and scores bundles on them, in a process of its own: `python -m filmloop.zoo.scoring FOLDER`.
 
-A network that crashes its runtime, or takes for ever, ends that process and not the cycle. ONNX Runtime is up in 0.3 s;
-torch, which takes two, is loaded for a bundle without an ONNX file only. `FOLDER` holds `frames.npz` and
-`request.json`; `scores.json` in it grows by one bundle at a time.
+A network that crashes its runtime, or takes for ever, ends that process and not the cycle; and zarr is loaded and frames
+are read while the cycle loads its registry client. ONNX Runtime is up in 0.3 s; torch, which takes two, is loaded for a
+bundle without an ONNX file only.
+
+    FOLDER/task.json      which shards, which frames of them
+    FOLDER/seen.json      what they look like
+    standard input        bundle folders by version, JSON; its end without any is the end
+    FOLDER/scores.json    grows by one bundle at a time
+
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,119 +22,201 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from filmloop.bundle import ONNX, RESULT
 from filmloop.core import log
-from filmloop.core.documents import Document, HoldoutPolicy, TrainResult
-from filmloop.core.errors import DataError
+from filmloop.core.documents import Document, EvaluationReport, HoldoutPolicy, TrainResult
+from filmloop.core.errors import DataError, FilmloopError
 from filmloop.core.fsio import disk_errors
-from filmloop.training.holdout import Holdout, RateFunction
+from filmloop.core.retry import wait_until
+from filmloop.training.holdout import RateFunction
+from filmloop.zoo.seen import Seen
 
-FRAMES = "frames.npz"
-_ARRAYS = ("run_N", "pulse_id_N", "counts_NCE", "kept_NCE", "weight_N", "alive_NC", "gain_NC")
+TASK, SEEN, SCORES, SAID = "task.json", "seen.json", "scores.json", "said.txt"
 _BATCH_FRAMES = 256
+_LOOK_S = 0.02
 _log = logging.getLogger(__name__)
 
 
-class Request(Document):
-    """What to score: bundle folders by version, in this order."""
+class Task(Document):
+    """Which frames: the newest `most` held-out ones of the shards with these manifests, oldest first."""
 
+    manifests: tuple[str, ...]
     policy: HoldoutPolicy
-    bundles: dict[str, str]
+    most: int
 
 
 class Scores(Document):
-    """`Holdout.scores` by version; or why there is none."""
+    """Reports by version; or why there is none."""
 
-    nll_frames: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    reports: dict[str, EvaluationReport] = Field(default_factory=dict)
     failed: dict[str, str] = Field(default_factory=dict)
 
-    def with_score(self, version: str, nll_N: npt.NDArray[np.float64]) -> Scores:
+    def with_report(self, version: str, report: EvaluationReport) -> Scores:
         """These and one more."""
-        return Scores(nll_frames={**self.nll_frames, version: tuple(nll_N.tolist())}, failed=self.failed)
+        return Scores(reports={**self.reports, version: report}, failed=self.failed)
 
     def with_failure(self, version: str, why: str) -> Scores:
         """These and one that cannot be scored."""
-        return Scores(nll_frames=self.nll_frames, failed={**self.failed, version: why})
+        return Scores(reports=self.reports, failed={**self.failed, version: why})
 
     def done(self) -> set[str]:
         """Versions that need no further attempt."""
-        return {*self.nll_frames, *self.failed}
+        return {*self.reports, *self.failed}
 
 
-def score_bundles(
-    bundles: Mapping[str, Path], holdout: Holdout, folder: Path, *, deadline_s: float, argv: tuple[str, ...] = ()
-) -> Scores:
-    """Score verified bundles in a child process that works in `folder`, which is emptied before and gone afterwards.
-
-    A bundle whose scoring ended the child is left out and the rest is tried again; what is not scored within
-    `deadline_s` is left out too.
+class Scorer:
+    """The process, begun at once; what it finds is asked for later. Used as a context, which ends it.
 
     Args:
-        bundles: Folders by version; the first come first.
-        holdout: What to score on.
-        folder: Below the cycle's own.
-        deadline_s: For all of it.
+        manifests: Of the shards with the newest frames, oldest first.
+        policy: Which frames are held out, and how they are split.
+        most: Held-out frames to score on, the newest.
+        folder: To work in; emptied before and gone afterwards.
+        deadline_s: For reading, and for scoring.
         argv: What to run instead of this module, for tests.
 
     Raises:
         TransientError: the disk refuses.
     """
-    end_s = time.monotonic() + deadline_s
-    scores = Scores()
-    with disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _put(holdout, folder / FRAMES)
-    while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
-        Request(policy=holdout.policy, bundles=left).write(folder / "request.json")
-        try:
-            ended = subprocess.run(
-                [*(argv or (sys.executable, "-m", __name__)), str(folder)],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(0.1, end_s - time.monotonic()),
-            )  # fmt: skip
-            why = f"its scoring ended with {ended.returncode}: {ended.stderr.strip()[-200:] or 'nothing said'}"
-            late = False
-        except subprocess.TimeoutExpired:
-            why, late = f"not scored within {deadline_s:g} s", True
-        scores = _merged(scores, folder)
-        waiting = [version for version in left if version not in scores.done()]
-        for version in waiting if late else waiting[:1]:
-            scores = scores.with_failure(version, why)
-        (folder / "scores.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    return scores
 
+    def __init__(
+        self,
+        manifests: Sequence[Path],
+        policy: HoldoutPolicy,
+        *,
+        most: int,
+        folder: Path,
+        deadline_s: float,
+        argv: tuple[str, ...] = (),
+    ) -> None:
+        self._folder, self._deadline_s = folder, deadline_s
+        self._argv = argv or (sys.executable, "-m", __name__)
+        with disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        Task(manifests=tuple(map(str, manifests)), policy=policy, most=most).write(folder / TASK)
+        self._child: subprocess.Popen[str] | None = self._start()
 
-def _merged(scores: Scores, folder: Path) -> Scores:
-    try:
-        new = Scores.read(folder / "scores.json")
-    except DataError:  # it ended before the first
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process and remove the folder."""
+        self._end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def seen(self) -> Seen:
+        """What the frames look like; waits until they are read.
+
+        Raises:
+            DataError: a shard is damaged, or not one frame is held out.
+            TransientError: it takes longer than the deadline.
+        """
+
+        def read() -> Seen | None:
+            ended = self._child is None or self._child.poll() is not None
+            if (self._folder / SEEN).exists():
+                return Seen.read(self._folder / SEEN)
+            if ended:
+                raise DataError(f"The newest frames cannot be read: {self._said()}")
+            return None
+
+        return wait_until(
+            read, deadline_s=self._deadline_s, what="Reading the newest frames", first_s=_LOOK_S, cap_s=_LOOK_S
+        )
+
+    def score(self, bundles: Mapping[str, Path]) -> Scores:
+        """Score verified bundles, the first come first.
+
+        A bundle whose scoring ended the process is left out and the rest is tried again, in another one; what is not
+        scored by the deadline is left out too.
+
+        Args:
+            bundles: Folders by version.
+        """
+        end_s = time.monotonic() + self._deadline_s
+        scores = Scores()
+        while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
+            child, late = self._child or self._start(), False
+            self._child = None
+            try:
+                child.communicate(json.dumps(left), timeout=max(0.1, end_s - time.monotonic()))
+                why = f"its scoring ended with {child.returncode}: {self._said()}"
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.communicate()
+                why, late = f"not scored within {self._deadline_s:g} s", True
+            scores = self._merged(scores)
+            waiting = [version for version in left if version not in scores.done()]
+            for version in waiting if late else waiting[:1]:
+                scores = scores.with_failure(version, why)
+            (self._folder / SCORES).unlink(missing_ok=True)
         return scores
-    return Scores(nll_frames={**scores.nll_frames, **new.nll_frames}, failed={**scores.failed, **new.failed})
 
+    def _start(self) -> subprocess.Popen[str]:
+        with disk_errors(self._folder), (self._folder / SAID).open("wb") as said:
+            return subprocess.Popen(
+                [*self._argv, str(self._folder)], stdin=subprocess.PIPE, stdout=said, stderr=said, text=True
+            )
 
-def main(folder: Path) -> None:
-    """Score every bundle of the request in `folder`."""
-    request, scores = Request.read(folder / "request.json"), Scores()
-    holdout = _taken(folder / FRAMES, request.policy)
-    for version, bundle in request.bundles.items():
+    def _end(self) -> None:
+        if self._child is None:
+            return
+        with suppress(OSError):
+            self._child.kill()
+        self._child.communicate()
+        self._child = None
+
+    def _said(self) -> str:
         try:
-            nll_N = holdout.scores(rate_of(Path(bundle)))
+            return (self._folder / SAID).read_text(encoding="utf-8", errors="replace").strip()[-200:] or "nothing said"
+        except OSError:
+            return "nothing said"
+
+    def _merged(self, scores: Scores) -> Scores:
+        try:
+            new = Scores.read(self._folder / SCORES)
+        except DataError:  # it ended before the first
+            return scores
+        return Scores(reports={**scores.reports, **new.reports}, failed={**scores.failed, **new.failed})
+
+
+def main(folder: Path) -> int:
+    """Read the frames of the task in `folder`, then score every bundle that standard input names; the exit code."""
+    from filmloop.zoo.frames import newest_frames
+
+    task = Task.read(folder / TASK)
+    try:
+        frames = newest_frames([Path(path) for path in task.manifests], task.policy, most=task.most)
+    except FilmloopError as exc:
+        print(exc.message, file=sys.stderr)
+        return exc.exit_code
+    if not (folder / SEEN).exists():
+        frames.seen.write(folder / SEEN)
+    asked, scores = sys.stdin.read(), Scores()
+    for version, bundle in json.loads(asked or "{}").items():
+        try:
+            nll_N = frames.holdout.scores(rate_of(Path(bundle)))
         except Exception as exc:  # runtimes raise what they like; the next bundle may be fine
             scores = scores.with_failure(version, f"{type(exc).__name__}: {str(exc).splitlines()[0]}")
         else:
             if all(map(math.isfinite, nll_N)):
-                scores = scores.with_score(version, nll_N)
+                scores = scores.with_report(version, frames.holdout.report(version, nll_N, version))
             else:
                 scores = scores.with_failure(version, "its rates are not finite")
-        scores.write(folder / "scores.json")
+        scores.write(folder / SCORES)
+    return 0
 
 
 def rate_of(bundle: Path) -> RateFunction:
@@ -146,16 +235,6 @@ def rate_of(bundle: Path) -> RateFunction:
     return rate_function(load_module(bundle))
 
 
-def _put(holdout: Holdout, path: Path) -> None:
-    arrays = {name: getattr(holdout, name) for name in _ARRAYS}
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
-
-
-def _taken(path: Path, policy: HoldoutPolicy) -> Holdout:
-    with np.load(path) as arrays:
-        return Holdout(label_NCE=None, policy=policy, **{name: arrays[name] for name in arrays.files})
-
-
 if __name__ == "__main__":
     log.configure()
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -42,7 +42,7 @@ from filmloop.zoo.embedding import embed
 from filmloop.zoo.frames import NewestFrames, newest_frames
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, data_tag
 from filmloop.zoo.recall import Animal, Recall, decide, look_back
-from filmloop.zoo.scoring import score_bundles
+from filmloop.zoo.scoring import Scorer, Scores
 
 SHAPE = (4, 16)
 HYPER = {"features": 8, "angle_features": 8, "depth": 1}
@@ -99,7 +99,16 @@ class Site:
         self.parts = replace(self.parts, config=config.model_copy(update={"training": training}))
 
     def frames(self) -> NewestFrames:
-        return newest_frames(sealed_shards(self.home.stage), POLICY, most=1000)
+        return newest_frames(self.manifests(), POLICY, most=1000)
+
+    def manifests(self) -> list[Path]:
+        return [shard.manifest_path for shard in sealed_shards(self.home.stage)]
+
+    def score(self, bundles: dict[str, Path], *, deadline_s: float = 120.0, argv: tuple[str, ...] = ()) -> Scores:
+        with Scorer(
+            self.manifests(), POLICY, most=1000, folder=self.folder / "work", deadline_s=deadline_s, argv=argv
+        ) as scorer:
+            return scorer.score(bundles)
 
     def add(self, rate: float, *, ahead: float = 0.0, data: bool = True, **changes: Any) -> str:
         """Register a version that predicts `rate` in every bin; the frames have 0.3.
@@ -112,7 +121,7 @@ class Site:
         """
         frames, number = self.frames(), len(self.registry.versions()) + 1
         bundle = constant_bundle(self.folder / f"made{number}", rate, frames, seed=number, ahead=ahead, **changes)
-        tags = {DATA_TAG: frames.data.model_dump_json()} if data else {}
+        tags = {DATA_TAG: frames.seen.data.model_dump_json()} if data else {}
         return self.registry.register(bundle, key=f"made{number}", description="", tags=tags, metrics={}).version
 
     def make_champion(self, version: str) -> None:
@@ -127,8 +136,8 @@ class Site:
         parts = replace(self.parts, config=config.model_copy(update={"zoo": config.zoo.model_copy(update=changes)}))
         champion = self.registry.get(CHAMPION)
         return look_back(
-            parts, sealed_shards(self.home.stage), champion.version if champion else "", folder=self.folder / "look",
-            tell=lambda text: None,
+            parts, sealed_shards(self.home.stage), lambda: champion.version if champion else "",
+            folder=self.folder / "look", tell=lambda text: None,
         )  # fmt: skip
 
 
@@ -146,7 +155,7 @@ def constant_bundle(
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / WEIGHTS)
     export_onnx(module, SHAPE, folder / ONNX)
     own_N = frames.holdout.scores(lambda counts_NCE: np.full(counts_NCE.shape, rate, np.float32)) - ahead
-    Evaluation(reports={"challenger": frames.holdout.report("challenger", own_N), "zero": frames.zero}).write(
+    Evaluation(reports={"challenger": frames.holdout.report("challenger", own_N), "zero": frames.seen.zero}).write(
         folder / EVALUATION
     )
     seal_bundle(folder, choice, job_id=f"job-{seed}", seed=seed)
@@ -241,9 +250,10 @@ def test_without_a_champion_the_best_version_is_the_ancestor_and_none_is_promote
     site.add(0.8)
     assert site.look().base == "", "it is worse than a constant rate"
     # A constant is never better than the mean, so let the frames' mean be wrong: one bright frame that is not held out.
-    better = replace(site.frames(), zero=shifted(site.frames().zero, 1.0))
+    seen = site.frames().seen
+    better = seen.model_copy(update={"zero": shifted(seen.zero, 1.0)})
     animals = [animal(site, "1", 0.3), animal(site, "2", 0.5)]
-    reports = {"1": shifted(site.frames().zero, 0.0), "2": shifted(site.frames().zero, 0.5)}
+    reports = {"1": shifted(seen.zero, 0.0), "2": shifted(seen.zero, 0.5)}
     found = decide(animals, reports, better, "", **policies(site))
     assert (found.base, found.fits) == ("1", "")
 
@@ -259,20 +269,20 @@ def shifted(report: EvaluationReport, nats: float, spread: float = 0.01) -> Eval
 
 
 def animal(site: Site, version: str, rate: float) -> Animal:
-    frames = site.frames()
-    return Animal(version=version, folder=site.folder, data=frames.data, own=frames.zero, own_zero=frames.zero)
+    seen = site.frames().seen
+    return Animal(version=version, folder=site.folder, data=seen.data, own=seen.zero, own_zero=seen.zero)
 
 
 def test_among_many_candidates_one_that_is_better_by_chance_is_not_promoted(site: Site) -> None:
     """One candidate alone would pass with 95 %; among forty the interval is wider."""
-    frames, gate = site.frames(), site.parts.config.gate.model_copy(update={"min_gain": 0.0})
-    champion = shifted(frames.zero, 0.0)
+    seen, gate = site.frames().seen, site.parts.config.gate.model_copy(update={"min_gain": 0.0})
+    champion = shifted(seen.zero, 0.0)
     lucky = shifted(champion, -0.06, spread=0.5)
     many = [animal(site, str(number), 0.3) for number in range(42)]
     reports = {each.version: shifted(champion, 0.5) for each in many} | {"41": champion, "7": lucky}
     alone = [each for each in many if each.version in ("7", "41")]
-    assert decide(alone, reports, frames, "41", **policies(site) | {"gate": gate}).fits == "7"
-    found = decide(many, reports, frames, "41", **policies(site) | {"gate": gate})
+    assert decide(alone, reports, seen, "41", **policies(site) | {"gate": gate}).fits == "7"
+    found = decide(many, reports, seen, "41", **policies(site) | {"gate": gate})
     assert (found.fits, found.base) == ("", "41")
 
 
@@ -317,7 +327,7 @@ def test_a_registry_that_is_away_leaves_everything_as_it_was(site: Site) -> None
     site.make_champion(site.add(0.5))
     parts, shards = site.parts, sealed_shards(site.home.stage)
     site.registry.away = True
-    found = look_back(parts, shards, "2", folder=site.folder / "look", tell=lambda text: None)
+    found = look_back(parts, shards, lambda: "2", folder=site.folder / "look", tell=lambda text: None)
     assert (found.base, found.fits) == ("2", "")
     assert "could not be used" in found.message
     assert found.data is not None, "the next version is told what it was trained on all the same"
@@ -333,7 +343,7 @@ def rate_of(bundle):
         {act}
     return real(bundle)
 scoring.rate_of = rate_of
-scoring.main(Path(sys.argv[1]))
+sys.exit(scoring.main(Path(sys.argv[1])))
 """
 
 
@@ -350,16 +360,10 @@ def test_a_network_that_crashes_or_hangs_its_runtime_is_left_out(
 ) -> None:
     frames = site.frames()
     bundles = {str(n): constant_bundle(site.folder / f"b{n}", 0.3, frames, seed=n) for n in (1, 2, 3)}
-    found = score_bundles(
-        bundles,
-        frames.holdout,
-        site.folder / "work",
-        deadline_s=deadline_s,
-        argv=(sys.executable, "-c", SCORER.format(act=act)),
-    )
-    assert set(found.nll_frames) <= scored, "on a very slow machine not even the first is done by the deadline"
+    found = site.score(bundles, deadline_s=deadline_s, argv=(sys.executable, "-c", SCORER.format(act=act)))
+    assert set(found.reports) <= scored, "on a very slow machine not even the first is done by the deadline"
     assert set(found.failed) >= set(why)
-    assert len(found.nll_frames) + len(found.failed) == 3
+    assert len(found.reports) + len(found.failed) == 3
     assert all(text in found.failed[version] for version, text in why.items())
 
 
@@ -368,24 +372,24 @@ def test_with_and_without_an_onnx_file_the_scores_are_those_of_the_network(site:
     with_onnx = constant_bundle(site.folder / "with", 0.4, frames, seed=1)
     without = constant_bundle(site.folder / "without", 0.4, frames, seed=1)
     (without / ONNX).unlink()
-    found = score_bundles({"1": with_onnx, "2": without}, frames.holdout, site.folder / "work", deadline_s=120.0)
+    found = site.score({"1": with_onnx, "2": without})
     rest_NCE = frames.holdout.scored_part()
     wanted_N = poisson_nll(np.full(rest_NCE.shape, 0.4 * (1 - POLICY.keep)), rest_NCE)
     for version in ("1", "2"):
-        assert np.allclose(found.nll_frames[version], wanted_N, rtol=1e-5)
+        assert np.allclose(found.reports[version].nll_frames, wanted_N, rtol=1e-5)
 
 
 def test_the_newest_held_out_frames_are_taken_in_order_and_no_others(site: Site) -> None:
     site.stage()
-    shards = sealed_shards(site.home.stage)
+    shards = site.manifests()
     all_of_them, few = newest_frames(shards, POLICY, most=10_000), newest_frames(shards, POLICY, most=50)
-    blocks = [ShardReader(shard.manifest_path).block(0, 600) for shard in shards]
+    blocks = [ShardReader(manifest).block(0, 600) for manifest in shards]
     pulse_id_N = np.concatenate([block.pulse_id_N for block in blocks])
     is_held_N = held_out(pulse_id_N, POLICY.permille)
     held_NCE = np.concatenate([block.counts_NCE for block in blocks])[is_held_N]
     assert np.array_equal(all_of_them.holdout.counts_NCE, held_NCE)
     assert np.array_equal(few.holdout.counts_NCE, held_NCE[-50:])
-    assert (all_of_them.data.frames, few.data.frames) == (1200, 600), "older shards are not read for fewer"
+    assert (all_of_them.seen.data.frames, few.seen.data.frames) == (1200, 600), "older shards are not read for fewer"
 
 
 def test_its_digest_and_its_scores_are_those_of_the_trainers_evaluation(site: Site) -> None:
@@ -395,8 +399,8 @@ def test_its_digest_and_its_scores_are_those_of_the_trainers_evaluation(site: Si
     )  # fmt: skip
     data, frames = load_data(job), site.frames()
     report = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
-    assert report.frames_digest == frames.zero.frames_digest
-    assert np.allclose(report.nll_frames, frames.zero.nll_frames, rtol=1e-6)
+    assert report.frames_digest == frames.seen.zero.frames_digest
+    assert np.allclose(report.nll_frames, frames.seen.zero.nll_frames, rtol=1e-6)
 
 
 def test_sampling_weights_and_dead_channels_count_as_in_the_trainers_evaluation(site: Site) -> None:
@@ -409,11 +413,10 @@ def test_sampling_weights_and_dead_channels_count_as_in_the_trainers_evaluation(
     assert data.holdout.weight_N is not None
     assert data.holdout.alive_NC is not None
     bundle = constant_bundle(site.folder / "made", 0.4, frames, seed=1)
-    found = score_bundles({"1": bundle}, frames.holdout, site.folder / "work", deadline_s=120.0)
-    scored = frames.holdout.report("challenger", np.asarray(found.nll_frames["1"]), "1")
+    scored = site.score({"1": bundle}).reports["1"]
     network = evaluate(rate_function(load_module(bundle)), data.holdout, "challenger", "1")
     constant = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
-    for ours, trainers in ((scored, network), (frames.zero, constant)):
+    for ours, trainers in ((scored, network), (frames.seen.zero, constant)):
         assert ours.frames_digest == trainers.frames_digest
         assert np.allclose(ours.nll_frames, trainers.nll_frames, rtol=1e-5, atol=1e-5)
 
@@ -446,7 +449,7 @@ def test_a_version_whose_own_scores_are_gain_corrected_is_an_ancestor_at_most(si
     hyper = job.hyper.model_copy(update={"normalise_gain": True})
     job.model_copy(update={"hyper": hyper}).write(bundle / JOB)
     seal_bundle(bundle, job.model, job_id=job.job_id, seed=1)
-    tags = {DATA_TAG: site.frames().data.model_dump_json()}
+    tags = {DATA_TAG: site.frames().seen.data.model_dump_json()}
     site.registry.register(bundle, key="made", description="", tags=tags, metrics={})
     site.make_champion(site.add(0.5))
     found = site.look()

@@ -197,7 +197,7 @@ def _taken(port: int, key: str) -> ConfigError:
 def _launch(home: Home, section: Section, port: int) -> ServerRecord:
     """Start the process and record it. A crash between the two leaves a server that nobody finds: it does no harm."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", section.host, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{home.registry / 'mlflow.sqlite'}"]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database_of(home)}"]
     command += ["--artifacts-destination", str(home.registry / "artifacts")]
     # The edge asks every second; one line each would be 8 MB of log a day.
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
@@ -309,6 +309,11 @@ def _read(home: Home) -> ServerRecord | None:
     except DataError:
         return None
     return record if record.home == str(home.registry) else None
+
+
+def database_of(home: Home) -> Path:
+    """Where our own server keeps all but the artifacts; MLflow makes it at the first start."""
+    return home.registry / "mlflow.sqlite"
 
 
 def _record_file(home: Home) -> Path:

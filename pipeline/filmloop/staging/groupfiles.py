@@ -1,0 +1,54 @@
+"""The files of a sealed shard against its manifest: sizes and hashes, without decoding a frame. Imports no zarr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filmloop.core.errors import DataError
+from filmloop.core.fsio import sha256_file
+from filmloop.staging.catalog import SealedShard
+from filmloop.staging.layout import METADATA
+
+
+class GroupFiles:
+    """What the manifest says of each file of the group, and whether it is so."""
+
+    def __init__(self, shard: SealedShard) -> None:
+        self._shard = shard
+        self._files = {file.path.partition("/")[2]: file for file in shard.manifest.files}
+
+    def check_all(self, *, hashed: bool) -> None:
+        """Compare every file with the manifest: Zarr's own metadata by hash, the others by hash or by size.
+
+        Raises:
+            DataError: a file differs; names it and the shard.
+        """
+        for name in self._files:
+            self.check(name, hashed=hashed or Path(name).name == METADATA)
+
+    def check(self, name: str, *, hashed: bool) -> None:
+        """Compare one file, named relative to the group.
+
+        Raises:
+            DataError: it differs, or the manifest knows none of that name.
+        """
+        file = self._files.get(name)
+        if file is None:
+            raise self.damaged(name, "is not in the manifest")
+        path = self._shard.group_path / name
+        try:
+            size_bytes = path.stat().st_size
+        except OSError as exc:
+            raise self.damaged(name, f"cannot be read: {exc.strerror}") from exc
+        if size_bytes != file.size_bytes:
+            raise self.damaged(name, f"has {size_bytes} bytes instead of {file.size_bytes}")
+        if hashed and sha256_file(path) != file.sha256:
+            raise self.damaged(name, "has another SHA-256 than it was sealed with")
+
+    def damaged(self, name: str, what: str) -> DataError:
+        """The error that says what is wrong with a file."""
+        return DataError(
+            f"Shard {self._shard.shard_id} is damaged: {self._shard.group_path.name}/{name} {what}.",
+            hint="`filmloop shards verify` finds every damaged shard; ship this one again or remove it.",
+            ids={"shard_id": self._shard.shard_id, "path": str(self._shard.manifest_path)},
+        )
