@@ -5,6 +5,8 @@ SITE   ?= site_configs/local.toml
 BIN    := .venv/bin
 RUN    := $(BIN)/filmloop
 FLAGS  := --site $(SITE)
+# Two tests at a time, one file's in one process and in their order: most of them wait for processes of their own.
+TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install retrain demo test lint edge ui status check bench clean
@@ -43,7 +45,7 @@ lint: .venv/.dev  ## format check, lint, types
 
 test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
 	sh .ci/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER)
 
 clean:      ## remove the environment (state in .filmloop stays)
 	rm -rf .venv

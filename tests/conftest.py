@@ -16,6 +16,8 @@ from filmloop.config.paths import Home
 from filmloop.testing.slurm import PACKAGES, SlurmRig, missing_programs, slurm_rig
 
 pytest_plugins = ["rigs.globus", "rigs.globus_auth"]
+if "/" not in sys.argv[0]:  # in a worker of pytest-xdist it is "-c", and the endpoint's command line wants a path
+    sys.argv[0] = f"./{sys.argv[0]}"
 CHECKOUT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FILMLOOP_DATA", CHECKOUT / "../shared/data")).resolve()
 
