@@ -1,6 +1,7 @@
 """Makes the result bundle: evaluation, weights, golden pair, ONNX file, plots, and last of all the result document.
 
-With two ranks or more the last one evaluates while the first one exports and plots; the first one publishes the folder.
+With two ranks or more the last one scores champion and baselines while the first one scores the challenger, exports and
+plots; the first one publishes the folder.
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
@@ -35,7 +36,7 @@ from filmloop.bundle import (
 from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, sha256_file
 from filmloop.training.data import TrainingData
-from filmloop.training.evaluate import evaluate_all, rate_function
+from filmloop.training.evaluate import evaluate_challenger, evaluate_others, rate_function
 from filmloop.training.export import export_onnx
 from filmloop.training.holdout import Holdout
 from filmloop.training.progress import Progress
@@ -81,8 +82,9 @@ def make_bundle(
             part.mkdir(parents=True)
     ranks.sum(0.0)  # the folder is there
     if ranks.is_last:
-        Evaluation(reports=evaluate_all(job, module, data)).write(part / EVALUATION)
+        Evaluation(reports=evaluate_others(job, data, device)).write(part / EVALUATION)
     if ranks.is_first:
+        challenger = evaluate_challenger(module, data)
         job.write(part / JOB)
         with disk_errors(part):
             shutil.copyfile(metrics, part / METRICS)
@@ -90,7 +92,8 @@ def make_bundle(
             _plot(part)
     ranks.sum(0.0)  # the reports are there
     if ranks.is_first:
-        reports = load_evaluation(part).reports
+        reports = {**challenger, **load_evaluation(part).reports}
+        Evaluation(reports=reports).write(part / EVALUATION)
         with disk_errors(part):
             _plot_scores(part, reports)
         _result(job, data, progress, reports, part, ranks.world, device, started_s).write(part / RESULT)

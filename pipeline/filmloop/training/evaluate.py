@@ -52,14 +52,23 @@ def tuned_gaussian(counts_NCE: npt.NDArray[np.uint8], holdout: Holdout) -> RateF
     return TunedGaussian.tune(counts_NCE[-TUNE_FRAMES:], keep=policy.keep, seed=policy.seed).rate
 
 
-def evaluate_all(job: TrainJob, module: nn.Module, data: TrainingData) -> dict[str, EvaluationReport]:
-    """Reports of challenger, champion (if the job names one), gaussian and zero, on the same held-out frames.
+def evaluate_challenger(module: nn.Module, data: TrainingData) -> dict[str, EvaluationReport]:
+    """Report of what was trained.
+
+    Raises:
+        TrainingError: a score is not finite.
+    """
+    return {"challenger": evaluate(rate_function(module), data.holdout, "challenger")}
+
+
+def evaluate_others(job: TrainJob, data: TrainingData, device: torch.device) -> dict[str, EvaluationReport]:
+    """Reports of what it is compared with, on the same held-out frames: champion (if the job names one), gaussian, zero.
 
     Raises:
         VerificationError: the champion's bundle is damaged or does not take these frames.
         TrainingError: a score is not finite.
     """
-    reports = {"challenger": evaluate(rate_function(module), data.holdout, "challenger")}
+    reports = {}
     if job.champion is not None:
         folder, result = verified_bundle(job.champion)
         if result.model.frame_shape != job.model.frame_shape:
@@ -69,7 +78,7 @@ def evaluate_all(job: TrainJob, module: nn.Module, data: TrainingData) -> dict[s
                 hint="Frames of another shape need a model name of their own: set [model] registered_as.",
                 ids={"version": job.champion.version},
             )
-        champion = load_module(folder).to(next(module.parameters()).device)
+        champion = load_module(folder).to(device)
         reports["champion"] = evaluate(rate_function(champion), data.holdout, "champion", job.champion.version)
     reports["gaussian"] = evaluate(tuned_gaussian(data.sample_NCE, data.holdout), data.holdout, "gaussian")
     reports["zero"] = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from filmloop.core.documents import HoldoutPolicy, ShardRef, TrainResult, WeightsRef
 from filmloop.core.errors import TrainingError, VerificationError
@@ -11,13 +12,14 @@ from filmloop.core.poisson import thin_by_hash
 from filmloop.testing.models import make_model_bundle
 from filmloop.testing.training import small_job
 from filmloop.training.data import load_data
-from filmloop.training.evaluate import constant_rate, evaluate, evaluate_all
+from filmloop.training.evaluate import constant_rate, evaluate, evaluate_challenger, evaluate_others
 from filmloop.training.holdout import Holdout
 from filmloop.training.load import build_module
 from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
 POLICY = HoldoutPolicy()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_all_predictors_are_scored_on_the_same_frames(folder: Path, tmp_path: Pa
     champion = _champion(make_model_bundle(tmp_path / "champion", hyper={"features": 8}))
     job = small_job(folder, shard, champion=champion)
     data = load_data(job)
-    reports = evaluate_all(job, build_module(job.model), data)
+    reports = {**evaluate_challenger(build_module(job.model), data), **evaluate_others(job, data, CPU)}
     assert list(reports) == ["challenger", "champion", "gaussian", "zero"]
     assert {report.frames_digest for report in reports.values()} == {data.holdout.digest()}
     assert {report.frames for report in reports.values()} == {len(data.holdout)}
@@ -81,7 +83,7 @@ def test_a_champion_for_other_frames_is_refused(folder: Path, tmp_path: Path, sh
     champion = _champion(make_model_bundle(tmp_path / "champion", frame_shape=(8, 128), hyper={"features": 8}))
     job = small_job(folder, shard, champion=champion)
     with pytest.raises(VerificationError, match=r"\(8, 128\)"):
-        evaluate_all(job, build_module(job.model), load_data(job))
+        evaluate_others(job, load_data(job), CPU)
 
 
 def _champion(bundle: Path) -> WeightsRef:
