@@ -9,6 +9,7 @@ import importlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,24 @@ def load(timeout_s: float) -> None:
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
     )
-    importlib.import_module("mlflow")
+    with _hidden("pandas"):
+        importlib.import_module("mlflow")
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Inside the block the package seems not to be installed: MLflow then loads as its slim edition does, in two thirds of the time.
+
+    It is there again afterwards. One that is loaded already is not hidden.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # as the documentation of sys.modules has it
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _bypass_proxy(loopback: str) -> None:
