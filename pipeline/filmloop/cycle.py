@@ -18,6 +18,7 @@ that is done is not done again, and a step that was cut off may be repeated with
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from filmloop.bundle import load_evaluation, verify_bundle
@@ -39,7 +40,16 @@ from filmloop.promotion.gate import judge
 from filmloop.promotion.publish import promote, set_challenger, settle
 from filmloop.promotion.report import describe
 from filmloop.selection import frames_of, is_fresh, newest, usable_shards
-from filmloop.shipping import bundle_items, local_bundle, move, shard_items, shard_paths, shard_ref, weights_folder
+from filmloop.shipping import (
+    bundle_items,
+    keep_bundle,
+    local_bundle,
+    move,
+    shard_items,
+    shard_paths,
+    shard_ref,
+    weights_folder,
+)
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.groupfiles import GroupFiles
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
@@ -311,6 +321,8 @@ def _register(cycle: Cycle, chosen: dict[str, Any], recalled: Recall, verdict: V
     if recalled.data is not None:
         tags[DATA_TAG] = recalled.data.model_dump_json()
     info = parts.registry.register(folder, key=cycle.id, description=text, tags=tags, metrics=result.metrics)
+    with suppress(FilmloopError):  # the next cycle then downloads it
+        keep_bundle(parts.home, parts.registry.model, info.version, folder)
     set_challenger(
         parts.registry, parts.ledger, version=info.version, who=_who(cycle), why="newest candidate", cycle_id=cycle.id
     )

@@ -5,6 +5,8 @@ The cluster's root holds `data/<stream>/<run>/` (shards as on the edge), `weight
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
 from filmloop.core.documents import FileDigest, ShardRef
 from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
+from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
 from filmloop.ports.registry import Registry
@@ -57,6 +60,20 @@ def bundle_items(bundle: Path, root: Path, target_folder: str) -> list[MoveItem]
     source = bundle.relative_to(root).as_posix()
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     return [MoveItem.below(source, FileDigest.of(path, bundle), target_folder) for path in files]
+
+
+def keep_bundle(home: Home, model: str, version: str, bundle: Path) -> None:
+    """Let `local_bundle` find what was just registered: the same files once more, by hard links.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    kept = home.weights / model / version
+    part = kept.with_name(f"{version}.kept{PART_SUFFIX}")
+    with disk_errors(kept):
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(bundle, part, copy_function=os.link)
+        publish_dir(part, kept)
 
 
 def local_bundle(home: Home, registry: Registry, version: str) -> Path:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from filmloop.config.paths import Home
 from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
-from filmloop.shipping import move
+from filmloop.shipping import keep_bundle, local_bundle, move
+from filmloop.testing.bundles import make_bundle
+from filmloop.testing.fakes import MemoryRegistry
 
 
 class Scripted:
@@ -79,3 +84,27 @@ def test_a_passing_failure_is_submitted_three_times_and_stays_a_passing_one() ->
     with pytest.raises(TransientError, match="what happened") as caught:
         run(mover)
     assert (type(caught.value), mover.submitted) == (TransientError, 3)
+
+
+def test_a_bundle_that_was_kept_is_not_downloaded_and_a_damaged_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, registry = Home(tmp_path / "home"), MemoryRegistry(tmp_path / "registry")
+    made = tmp_path / "made"
+    make_bundle(made)
+    version = registry.register(made, key="c1", description="", tags={}, metrics={}).version
+    keep_bundle(home, registry.model, version, made)
+    keep_bundle(home, registry.model, version, made)  # after a kill: once more
+    shutil.rmtree(made)  # as housekeeping does, after a while
+    downloads: list[str] = []
+    download = registry.download
+    monkeypatch.setattr(
+        registry, "download", lambda version, target: (downloads.append(version), download(version, target))[1]
+    )
+    folder = local_bundle(home, registry, version)
+    assert (folder, downloads) == (home.weights / registry.model / version, [])
+    damaged = folder / "golden.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert local_bundle(home, registry, version) == folder
+    assert downloads == [version]
+    assert [path.name for path in folder.parent.iterdir()] == [version]
