@@ -54,16 +54,15 @@ def retrain_once(
         if needless:
             return CycleReport(outcome="nothing_to_do", message=needless)
         begun_s = time.monotonic()
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside, edge_for(site, wanted=with_edge, tell=tell) as edge:
+            setup_s = time.monotonic() - begun_s
             is_new = registry_is_new(site)
             opening = beside.submit(_registry_and_worker, site, tell)
             registry = ArrivingRegistry(site.config.registered_model, opening, is_new=is_new)
-            with edge_for(site, wanted=with_edge, tell=tell) as edge:
-                setup_s = time.monotonic() - begun_s
-                if with_edge and ledger.open_cycle() is None:
-                    wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
-                frames_s = time.monotonic() - begun_s - setup_s
-                report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
+            if with_edge and ledger.open_cycle() is None:
+                wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
+            frames_s = time.monotonic() - begun_s - setup_s
+            report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
     steps = {"setup": round(setup_s, 3), "frames": round(frames_s, 3), **report.steps}
     # Waiting for the detector is no overhead; starting the edge is, and whatever a step waits for the registry.
     overhead_s = None if report.overhead_s is None else round(report.overhead_s + setup_s, 3)
@@ -71,7 +70,7 @@ def retrain_once(
 
 
 def _registry_and_worker(site: Site, tell: Tell) -> Registry:
-    """What the cycle needs later, started while the edge comes up, frames arrive and are read: seconds that nobody waits for.
+    """What the cycle needs later, started while frames arrive and are read: seconds that nobody waits for.
 
     The client takes another second or two to load, beside the server's start.
     """
