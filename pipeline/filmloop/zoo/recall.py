@@ -141,33 +141,32 @@ def look_back(
     manifests = [shard.manifest_path for shard in fresh]
     scorer = Scorer(manifests, training.holdout, most=zoo.frames, folder=folder, deadline_s=zoo.deadline_s)
     with scorer:
-        champion = champion_of()
+        champion, data = champion_of(), None
         try:
-            found = _look_back(parts, scorer, champion, tell=tell, remember=remember)
+            seen = scorer.seen()
+            data = seen.data
+            found = _look_back(parts, scorer, seen, champion, tell=tell, remember=remember)
         except FilmloopError as exc:
             _log.warning("the zoo cannot be used now: %s", exc.message)
             found = _unasked(champion, f"The zoo could not be used: {exc.message}", training)
-            with suppress(FilmloopError):
-                found = found.model_copy(update={"data": scorer.seen().data})
     for version, why in found.left_out.items():
         _log.warning("version %s is left out: %s", version, why)
         tell(f"version {version} is left out: {why}")
-    return found.model_copy(update={"seconds": round(time.monotonic() - begun_s, 3)})
+    return found.model_copy(update={"data": data, "seconds": round(time.monotonic() - begun_s, 3)})
 
 
 def _look_back(
-    parts: CycleParts, scorer: Scorer, champion: str, *, tell: Callable[[str], None], remember: bool
+    parts: CycleParts, scorer: Scorer, seen: Seen, champion: str, *, tell: Callable[[str], None], remember: bool
 ) -> Recall:
     config = parts.config
-    seen = scorer.seen()
     animals, left_out = _animals(parts, seen.data, champion, remember=remember)
     if not _others(animals, champion):
         why = "There is no former version beside the champion." if champion else "There is no former version."
-        return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out, "data": seen.data})
+        return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out})
     tell(f"scoring {len(animals)} versions on {seen.frames:,} held-out frames")
     scores = scorer.score({animal.version: animal.folder for animal in animals})
     found = decide(animals, scores.reports, seen, champion, zoo=config.zoo, gate=config.gate, training=config.training)
-    return found.model_copy(update={"left_out": {**left_out, **scores.failed}, "data": seen.data})
+    return found.model_copy(update={"left_out": {**left_out, **scores.failed}})
 
 
 def _unasked(champion: str, message: str, training: TrainingSection) -> Recall:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from filmloop.adapters.local.mover import LocalMover
+from filmloop.adapters.mlflow.processes import start_ticks
 from filmloop.bundle import EVALUATION, JOB, ONNX, WEIGHTS, Evaluation, verify_bundle
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
@@ -331,6 +334,40 @@ def test_a_registry_that_is_away_leaves_everything_as_it_was(site: Site) -> None
     assert (found.base, found.fits) == ("2", "")
     assert "could not be used" in found.message
     assert found.data is not None, "the next version is told what it was trained on all the same"
+
+
+def test_frames_that_cannot_be_read_leave_everything_as_it_was(site: Site) -> None:
+    """The deep check of all bytes is the trainer's; here the codec's checksum finds it."""
+    site.add(0.3)
+    site.make_champion(site.add(0.5))
+    (counts,) = site.home.stage.rglob("counts/c/0/0/0")
+    counts.write_bytes(bytes([255]) * counts.stat().st_size)
+    found = site.look()
+    assert (found.base, found.fits, found.data) == ("2", "", None)
+    assert "The newest frames cannot be read: Shard test/run000001/00000000 is damaged" in found.message
+
+
+ORPHAN = """
+import os, signal, sys
+from pathlib import Path
+from filmloop.core.documents import HoldoutPolicy
+from filmloop.zoo.scoring import Scorer
+scorer = Scorer([Path(sys.argv[1])], HoldoutPolicy(permille=500), most=100, folder=Path(sys.argv[2]), deadline_s=60)
+scorer.seen()
+print(scorer._child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_scorer_of_a_killed_cycle_ends_too(site: Site) -> None:
+    (manifest,) = site.manifests()
+    argv = [sys.executable, "-c", ORPHAN, str(manifest), str(site.folder / "work")]
+    killed = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr
+    end_s = time.monotonic() + 30
+    while start_ticks(int(killed.stdout)) is not None:
+        assert time.monotonic() < end_s, "it waits for ever to be told what to score"
+        time.sleep(0.05)
 
 
 SCORER = """
