@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from filmloop.testing.slurm import PACKAGES, SlurmRig, missing_programs, slurm_r
 pytest_plugins = ["rigs.globus", "rigs.globus_auth"]
 if "/" not in sys.argv[0]:  # in a worker of pytest-xdist it is "-c", and the endpoint's command line wants a path
     sys.argv[0] = f"./{sys.argv[0]}"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CHECKOUT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FILMLOOP_DATA", CHECKOUT / "../shared/data")).resolve()
 
