@@ -13,7 +13,7 @@ from filmloop.ports.registry import Registry
 class ArrivingRegistry:
     """The promises of `ports.registry.Registry`; a call waits until the registry is there.
 
-    One that is made anew is known to hold nothing: until something is stored, nobody waits to be told so.
+    One that is made anew is known to hold nothing: until it is there, nobody waits to be told so.
 
     Args:
         model: Registered model name.
@@ -34,9 +34,7 @@ class ArrivingRegistry:
         self, bundle: Path, *, key: str, description: str, tags: Mapping[str, str], metrics: Mapping[str, float]
     ) -> VersionInfo:
         """See `Registry.register`."""
-        registry = self._arriving.result()
-        self._is_new = False
-        return registry.register(bundle, key=key, description=description, tags=tags, metrics=metrics)
+        return self._arriving.result().register(bundle, key=key, description=description, tags=tags, metrics=metrics)
 
     def get(self, version_or_alias: str) -> VersionInfo | None:
         """See `Registry.get`."""

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -54,7 +54,7 @@ def load(timeout_s: float) -> None:
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
     )
-    with _hidden("pandas"):
+    with nullcontext() if "mlflow" in sys.modules else _hidden("pandas"):
         importlib.import_module("mlflow")
 
 
@@ -71,7 +71,7 @@ def _hidden(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # another thread that loads it too may have been first
 
 
 def _bypass_proxy(loopback: str) -> None:
