@@ -189,16 +189,10 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
 def _recall(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
     """The champion, and the ancestor to start from, on this side, before anything is shipped."""
     parts = cycle.parts
-
-    def champion() -> str:
-        settle(parts.registry, parts.ledger)
-        now = parts.registry.get(CHAMPION)
-        return "" if now is None else now.version
-
     found = look_back(
         parts,
         _shards(cycle, chosen["fresh"]),
-        champion,
+        lambda: settle(parts.registry, parts.ledger),
         folder=cycle.folder / "recall",
         tell=lambda text: cycle.tell("recall", text),
     )

@@ -97,14 +97,16 @@ def set_challenger(
         return _move(registry, trail, CHALLENGER, current, version, who=who, why=why, cycle_id=cycle_id)
 
 
-def settle(registry: Registry, trail: AuditTrail) -> None:
+def settle(registry: Registry, trail: AuditTrail) -> str:
     """Finish or drop the moves that a crash left pending, and record a champion that was moved outside filmloop.
+
+    Returns the champion's version, '' for none.
 
     Raises:
         TransientError: the registry is away; nothing was settled that it could not vouch for.
     """
     with trail.alias_lock():
-        _settle(registry, trail)
+        return _settle(registry, trail)
 
 
 def _settle(registry: Registry, trail: AuditTrail) -> str:
