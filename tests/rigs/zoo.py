@@ -35,11 +35,7 @@ from filmloop.zoo.recall import Recall, look_back
 from filmloop.zoo.scoring import Scorer, Scores
 
 SHAPE = (4, 16)
-
-
 HYPER = {"features": 8, "angle_features": 8, "depth": 1}
-
-
 POLICY = HoldoutPolicy(permille=500)
 
 

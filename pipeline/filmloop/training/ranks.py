@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the rank that scores what the new weights are compared with, while the first one exports; with one rank they are the same."""
+        """Whether this is the rank that scores what the new weights are compared with; with one rank it is the first."""
         return self.rank == self.world - 1
 
     def part(self, items: int) -> slice:
