@@ -12,7 +12,8 @@ from filmloop.edge.control import request_seal
 from filmloop.edge.lock import only_edge
 from filmloop.edge.status import is_alive, read_status
 from filmloop.testing.edge import ScriptedSource, blocks_of, staged
-from rigs.edge_service import edge, exact, running, shows, until
+from rigs.edge_service import edge, exact, running, shows
+from rigs.waiting import until
 
 
 def test_without_a_model_or_a_registry_frames_are_staged_and_counted(home):

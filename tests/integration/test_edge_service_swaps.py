@@ -14,7 +14,8 @@ from filmloop.edge.service import EdgeService
 from filmloop.edge.status import read_status
 from filmloop.ports.runtime import Inferred
 from filmloop.testing.edge import FRAME_SHAPE, POOL_FRAMES, ScriptedSource, blocks_of, small_site, staged
-from rigs.edge_service import edge, exact, running, shows, until
+from rigs.edge_service import edge, exact, running, shows
+from rigs.waiting import until
 
 
 def test_twenty_swaps_at_full_speed_mix_nothing_and_lose_nothing(home, versions_of):

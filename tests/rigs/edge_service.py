@@ -17,6 +17,7 @@ from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.models import make_model_bundle
 from filmloop.training.load import load_module
 from filmloop_models.catalog import get
+from rigs.waiting import until
 
 
 class Versions:
@@ -58,13 +59,6 @@ def running(service, **given):
     assert time.monotonic() - begun_s < 5, "a clean stop takes at most 5 s"
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-
-
-def until(true, deadline_s=20.0):
-    end_s = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.005)
 
 
 def shows(home, wanted, deadline_s=20.0):

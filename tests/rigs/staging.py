@@ -15,6 +15,7 @@ from filmloop.edge.ring import CAME_WITH, NOT_INFERRED, FrameRing, RingLayout
 from filmloop.edge.stages.staging import StagingStage
 from filmloop.staging.writer import ShardWriter
 from filmloop.testing.edge import FRAME_SHAPE, STREAM, pool, small_site, staged
+from rigs.waiting import until
 
 
 class Edge:
@@ -122,13 +123,6 @@ class Edge:
     def problem(self):
         self.stage.news.publish(at_once=True)
         return self.ring.boards["staging"].read().get("problem", "")
-
-
-def until(true, deadline_s=10.0):
-    end_s = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.005)
 
 
 def work_off(life):

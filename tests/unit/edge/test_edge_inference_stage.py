@@ -19,6 +19,7 @@ from filmloop.ports.registry import CHAMPION
 from filmloop.ports.runtime import Inferred, Wanted
 from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
 from filmloop_models.catalog import get as get_model
+from rigs.waiting import until
 
 GOLDEN_NCE = pool()[:8]
 SORT_KEY = get_model("mixer").sort_key
@@ -145,13 +146,6 @@ class Working:
 
     def news(self):
         return self.ring.boards["inference"].read()
-
-
-def until(true, deadline_s=10.0):
-    end_s = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.002)
 
 
 def keys(frames):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +13,7 @@ from filmloop.edge.ring import CAME_WITH, NOTES, FrameRing, RingLayout
 from filmloop.edge.stages.source import SourceStage
 from filmloop.edge.tally import OVERFLOW
 from filmloop.testing.edge import FRAME_SHAPE, ScriptedSource, blocks_of, pool
+from rigs.waiting import until
 
 RING = 128
 
@@ -58,13 +58,6 @@ def take(ring, frames):
     """What staging does with the ring: these places are free again."""
     ring.staging.write({**ring.staging.read(), "taken": ring.staging.get("taken") + frames})
     ring.bells["source"].ring()
-
-
-def until(true, deadline_s=10.0):
-    end_s = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.002)
 
 
 def notes(ring, first=0):

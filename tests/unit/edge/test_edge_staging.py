@@ -12,7 +12,8 @@ from filmloop.core.documents import Accounting, PulseRange
 from filmloop.staging.reader import ShardReader
 from filmloop.staging.sampling import Sampler
 from filmloop.testing.edge import pool, small_site, staged
-from rigs.staging import Disk, Edge, exact, in_the_books, manifests, until
+from rigs.staging import Disk, Edge, exact, in_the_books, manifests
+from rigs.waiting import until
 
 
 @pytest.fixture

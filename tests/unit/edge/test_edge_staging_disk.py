@@ -14,7 +14,8 @@ from filmloop.core.documents import Accounting
 from filmloop.core.errors import TransientError
 from filmloop.edge.stages import sealer as sealer_module
 from filmloop.staging.writer import ShardWriter
-from rigs.staging import Disk, Edge, in_the_books, left_out, manifests, until
+from rigs.staging import Disk, Edge, in_the_books, left_out, manifests
+from rigs.waiting import until
 
 
 @pytest.fixture

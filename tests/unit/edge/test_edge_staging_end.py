@@ -9,7 +9,8 @@ import pytest
 from filmloop.config.paths import Home
 from filmloop.core.documents import Accounting
 from filmloop.edge.ring import NOT_INFERRED
-from rigs.staging import Disk, Edge, in_the_books, left_out, manifests, until, work_off
+from rigs.staging import Disk, Edge, in_the_books, left_out, manifests, work_off
+from rigs.waiting import until
 
 
 @pytest.fixture

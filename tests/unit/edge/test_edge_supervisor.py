@@ -16,6 +16,7 @@ from filmloop.edge import supervisor as supervisor_module
 from filmloop.edge.hosts import ProcessHost, ThreadHost, error_of
 from filmloop.edge.ring import ROLES, FrameRing, RingLayout
 from filmloop.edge.supervisor import Supervisor
+from rigs.waiting import until
 
 TINY = Path(__file__).with_name("tiny_stage.py")
 ORDER = ("staging", "inference", "source")
@@ -78,13 +79,6 @@ def in_processes(ring, stall_after_s=60.0, live=False, **behaviours):
     ring.spec.write(behaviours)
     argv = (sys.executable, str(TINY))
     return Running(ring, [ProcessHost(role, ring, argv) for role in ORDER], stall_after_s=stall_after_s, live=live)
-
-
-def until(true, deadline_s=20.0):
-    end_s = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < end_s, "did not happen in time"
-        time.sleep(0.01)
 
 
 def ended(ring):
