@@ -36,8 +36,9 @@ _CONFIG = f"""\
 display_name: {NAME}
 email: operator@example.org
 heartbeat_period: {HEARTBEAT_S}
-debug: true
 """
+"""Without `debug`: what the daemon's threads then write while it forks can leave the lock of their log held in the child, which
+hangs for ever before it becomes a user endpoint, and is taken for one that runs (globus-compute-endpoint 4.19)."""
 FILES = Path(__file__).parents[2] / "site_configs/endpoints"
 """What a site installs on its own endpoint: the template and its schema are used as they are."""
 _MARK = "GLOBUS_COMPUTE_USER_DIR"
@@ -162,10 +163,24 @@ class Endpoint:
         """Ids of all processes of the rig."""
         return sorted(_processes(self.folder))
 
+    def story(self, tail: int = 4000) -> str:
+        """For somebody who looks at a failed test: processes, with what each of them waits for, and the end of every log."""
+        found = [f"{pid} below {processes.parent(pid)} {_waits(pid)}: {processes.words(pid)}" for pid in self._all()]
+        return "\n".join([*found, *(f"== {path}\n{path.read_text(errors='replace')[-tail:]}" for path in self._logs())])
+
     def logs(self) -> str:
         """What all of it wrote."""
+        return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in self._logs())
+
+    def _logs(self) -> list[Path]:
         paths = [self.folder / "core.log", *sorted((self.folder / "compute").rglob("*.log"))]
-        return "\n".join(f"== {path}\n{path.read_text(errors='replace')}" for path in paths if path.exists())
+        return [path for path in paths if path.exists()]
+
+    def _all(self) -> list[int]:
+        """What `processes` finds, and the core's children that are not user endpoints yet: they bear no mark."""
+        core = self._daemon.pid if self._daemon else -1
+        young = [int(name) for name in os.listdir("/proc") if name.isdigit() and processes.parent(int(name)) == core]
+        return sorted({*self.processes(), *young})
 
     def _titled(self) -> list[int]:
         return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
@@ -217,6 +232,14 @@ def _leads(pid: int) -> bool:
         return os.getsid(pid) == pid
     except ProcessLookupError:
         return False
+
+
+def _waits(pid: int) -> str:
+    """What the kernel says that the process waits for ("futex_wait_queue", "0" if it runs)."""
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return "gone"
 
 
 def _processes(folder: Path) -> set[int]:

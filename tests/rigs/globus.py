@@ -49,12 +49,33 @@ def _slurm_endpoint(_hosted: Hosted, _slurm_rig: SlurmRig) -> Iterator[Endpoint]
         yield found
 
 
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failed test shows what the endpoint's processes were and wrote, which is gone when the session ends."""
+    report = yield
+    if report.when == "call" and report.failed:
+        item.stash[_FAILED] = True
+        for rig in getattr(item, "funcargs", {}).values():
+            if isinstance(rig, Compute):
+                report.sections.append(("endpoint", rig.endpoint.story()))
+    return report
+
+
 @pytest.fixture
 def compute(
-    _broker: Broker, _hosted: Hosted, _endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+    _broker: Broker,
+    _hosted: Hosted,
+    _endpoint: Endpoint,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Compute]:
     """Services, a real broker and a real endpoint that is online; the SDK of this process speaks to them as its owner."""
     yield from _whole(Compute(broker=_broker, hosted=_hosted, endpoint=_endpoint), monkeypatch)
+    if _FAILED in request.node.stash:  # one failure stays one, whatever state it left the endpoint in
+        _endpoint.restore(afresh=True)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.launcher import LocalLauncher
 from filmloop.adapters.local.mark import TOKEN, kill_marked, marked_processes
-from filmloop.adapters.local.runfolder import Launch, last_metrics, log_tail
+from filmloop.adapters.local.outcome import last_words
+from filmloop.adapters.local.runfolder import ATTEMPT_LINE, Launch, last_metrics, log_tail
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.errors import DataError
 from filmloop.testing.contracts.launcher import LauncherSite, ended
@@ -119,6 +120,13 @@ def test_a_damaged_error_document_is_replaced_by_the_log(site: LauncherSite) -> 
     status = ended(launcher, launcher.submit(site.job("any")))
     assert (status.state, status.exit_code) == ("failed", 9)
     assert "the end" in status.detail
+
+
+def test_the_last_words_are_the_trainers_and_not_of_those_who_started_it() -> None:
+    started = f"{ATTEMPT_LINE}1 at 2026-11-28T18:36:09Z, supervisor 7, command 8"
+    assert last_words(f"the end\n{started}\n\nsrun: error: node: task 0: Exited with exit code 9\n") == "the end"
+    assert last_words("filmloop: cannot start /bin/none: not found\n") == "filmloop: cannot start /bin/none: not found"
+    assert last_words(f"{started}\n") == ""
 
 
 def test_the_errors_of_an_earlier_attempt_are_forgotten(site: LauncherSite) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filmloop.adapters.batch.attempt import HOST, PORT, RUN, Attempt, Started
 from filmloop.adapters.local.mark import TOKEN, kill_marked
-from filmloop.adapters.local.runfolder import CANCEL, ERROR, EXIT, LOG, Exit, Reason
+from filmloop.adapters.local.runfolder import ATTEMPT_LINE, CANCEL, ERROR, EXIT, LOG, Exit, Reason
 from filmloop.core.clock import utc_now
 
 _LOOK_S = 0.2
@@ -138,7 +138,8 @@ def supervise(folder: Path, token: str, batch_id: str, begin: Start = start) -> 
         _say(f"cannot start {attempt.command[0]}: {exc}")
         Exit(exit_code=127, reason="ended", wall_s=0.0, ended_utc=utc_now()).write(folder)
         return 127
-    _say(f"attempt {attempt.attempt}, job {batch_id} on {socket.gethostname()}, supervisor {os.getpid()}")
+    where = f"job {batch_id} on {socket.gethostname()}, supervisor {os.getpid()}"
+    print(f"{ATTEMPT_LINE}{attempt.attempt} at {utc_now()}, {where}", file=sys.stderr, flush=True)
     reason = watch(child, attempt, folder, told_to_stop)
     code = end(child, attempt)
     wall_s = round(time.monotonic() - began_s, 3)

@@ -6,13 +6,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from filmloop.adapters.local.runfolder import BUNDLE_RESULT, ERROR, Exit, last_metrics, log_tail
+from filmloop.adapters.local.runfolder import ATTEMPT_LINE, BUNDLE_RESULT, ERROR, Exit, last_metrics, log_tail
 from filmloop.core.documents import FileDigest
 from filmloop.core.errors import DataError, TerminatedError, TransientError
 from filmloop.core.fsio import read_json
 from filmloop.ports.launcher import LaunchStatus
 
-_STARTERS = ("srun: ", "slurmstepd: ")
+_STARTERS = ("srun: ", "slurmstepd: ", ATTEMPT_LINE)
 
 
 def status_of(ended: Exit, folder: Path) -> LaunchStatus:

@@ -24,6 +24,8 @@ from filmloop.core.fsio import atomic_write_json, disk_errors, read_json
 
 JOB, LAUNCH, ALIVE, CANCEL, EXIT, LOG = "job.json", "launch.json", "alive", "cancel", "exit.json", "run.log"
 ERROR, METRICS, BUNDLE_RESULT = "error.json", "metrics.jsonl", "bundle/result.json"
+ATTEMPT_LINE = "filmloop: attempt "
+"""How the supervisor's own line in the log begins; a command that fails at once may have written before it."""
 
 Reason = Literal["ended", "deadline", "cancelled", "terminated"]
 

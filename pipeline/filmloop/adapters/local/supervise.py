@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from filmloop.adapters.local.mark import TOKEN, kill_marked
-from filmloop.adapters.local.runfolder import CANCEL, LOG, Exit, Launch, Reason
+from filmloop.adapters.local.runfolder import ATTEMPT_LINE, CANCEL, LOG, Exit, Launch, Reason
 from filmloop.core.clock import utc_now
 from filmloop.core.forking import die_with
 
@@ -125,7 +125,7 @@ def supervise(folder: Path, begin: Start = start, *, ready: Callable[[], None] =
         Exit(exit_code=127, reason="ended", wall_s=0.0, ended_utc=utc_now()).write(folder)
         return
     print(
-        f"filmloop: {utc_now()} attempt {launch.attempt}, supervisor {os.getpid()}, command {child.pid}",
+        f"{ATTEMPT_LINE}{launch.attempt} at {utc_now()}, supervisor {os.getpid()}, command {child.pid}",
         file=sys.stderr,
         flush=True,
     )
