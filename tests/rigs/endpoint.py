@@ -90,7 +90,8 @@ class Endpoint:
     def id(self) -> str:
         """See the class."""
         path = self._conf / "endpoint.json"
-        return str(json.loads(path.read_text())["endpoint_id"]) if path.exists() else ""
+        text = path.read_text() if path.exists() else ""  # empty for the moment in which the daemon writes it
+        return str(json.loads(text)["endpoint_id"]) if text else ""
 
     def start(self) -> None:
         """Start the daemon and wait until the service knows that it is online."""
