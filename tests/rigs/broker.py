@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pika
+import pika.exceptions
 
 from filmloop.adapters.local.held import hold
 from filmloop.core.retry import wait_until
@@ -103,9 +104,9 @@ class Broker:
             raise RuntimeError("RabbitMQ ended:\n" + (self.folder / "server.log").read_text(errors="replace")[-3000:])
         try:
             socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
-        except OSError:
+            pika.BlockingConnection(pika.URLParameters(self.url)).close()
+        except (OSError, pika.exceptions.AMQPConnectionError):  # it listens before it is ready, and hangs up
             return None
-        pika.BlockingConnection(pika.URLParameters(self.url)).close()
         return True
 
     def _environ(self) -> dict[str, str]:

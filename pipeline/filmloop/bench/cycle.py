@@ -35,7 +35,7 @@ from filmloop.demo.cue import CuedSimulator
 from filmloop.demo.story import DRIFT, running
 from filmloop.edge.service import EdgeService
 from filmloop.edge.spawn import EdgeProcess
-from filmloop.edge.status import EdgeStatus, read_status
+from filmloop.edge.status import EdgeStatus, Quality, read_status
 from filmloop.local_loop import fresh_frames
 from filmloop.promotion.publish import promote
 from filmloop.testing.mlflow_server import free_port
@@ -159,14 +159,18 @@ class _Sample:
     status: EdgeStatus
 
     @property
-    def nll(self) -> float | None:
+    def quality(self) -> Quality | None:
         """Of a whole window of frames that the live version was scored on; None while the window fills."""
         found = self.status.quality
-        return found.nll if found and found.version == self.status.version and found.frames >= _WINDOW_FRAMES else None
+        return found if found and found.version == self.status.version and found.frames >= _WINDOW_FRAMES else None
 
 
 def _recovery(site: Site) -> dict[str, Any]:
-    """Drift, cycle, swap; from the first drifted frame to a served NLL that has come half of the way back, and more."""
+    """Drift, cycle, swap; from the first drifted frame to a whole window that the new version foretells better.
+
+    Better is said of the lead over a predictor that knows the mean frame alone, on the same frames: how bright the frames
+    of a window happened to be moves the NLL itself by more than a short training gains.
+    """
     section = site.config.source
     assert isinstance(section, SimulatorSource)
     source = CuedSimulator(section.model_copy(update={"drift": ()}), site.config.frame_shape)
@@ -177,7 +181,7 @@ def _recovery(site: Site) -> dict[str, Any]:
             may_expire=ledger.may_expire,
         )  # fmt: skip
         with running(service, site.home):
-            good = _wait_sample(site, lambda sample: sample.nll is not None, "A whole window of quality")
+            good = _wait_sample(site, lambda sample: sample.quality is not None, "A whole window of quality")
             source.drift(DRIFT, over_frames=_DRIFT_FRAMES)
             begun_s, first = time.monotonic(), _status(site).frames_in
             enough = first + _DRIFT_FRAMES + site.config.training.min_frames
@@ -185,7 +189,7 @@ def _recovery(site: Site) -> dict[str, Any]:
             cycle_s = time.monotonic() - begun_s
             report = run_cycle(cycle_parts(site, ledger, registry), tell=lambda step, text: None)
             result: dict[str, Any] = {
-                "outcome": report.outcome, "nll_before": good.nll, "nll_drifted": bad.nll, "nll_recovered": None,
+                "outcome": report.outcome, **_told("before", good), **_told("drifted", bad), **_told("recovered", None),
                 "recovered_s": None, "recovered_frames": None, "cycle_began_s": round(cycle_s, 2),
                 "cycle_s": round(sum(report.steps.values()), 2), "train_s": report.train_s, "swapped_s": None,
             }  # fmt: skip
@@ -194,15 +198,23 @@ def _recovery(site: Site) -> dict[str, Any]:
             result["swapped_s"] = round(time.monotonic() - begun_s, 2)
             healed = _wait_sample(
                 site,
-                lambda s: s.status.version == report.version and s.nll is not None,
+                lambda s: s.status.version == report.version and s.quality is not None,
                 "The quality of the new version",
             )
-            assert healed.nll is not None
+            result |= _told("recovered", healed)
             # Of a window that began after the swap: without a better model it would be what it was.
-            if bad.nll is not None and healed.nll < bad.nll:
+            if result["lead_drifted"] is not None and result["lead_recovered"] > result["lead_drifted"]:
                 result["recovered_s"] = round(healed.at_s - begun_s, 2)
                 result["recovered_frames"] = healed.status.frames_in - first
-            return {**result, "nll_recovered": healed.nll}
+            return result
+
+
+def _told(when: str, sample: _Sample | None) -> dict[str, float | None]:
+    """Nats a frame: the NLL, and the lead over the mean frame."""
+    quality = None if sample is None else sample.quality
+    if quality is None:
+        return {f"nll_{when}": None, f"lead_{when}": None}
+    return {f"nll_{when}": quality.nll, f"lead_{when}": quality.nll_constant - quality.nll}
 
 
 def _status(site: Site) -> EdgeStatus:
