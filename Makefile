@@ -7,6 +7,8 @@ RUN    := $(BIN)/filmloop
 FLAGS  := --site $(SITE)
 # Two tests at a time, one file's in one process and in their order: most of them wait for processes of their own.
 TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# With SLOW=yes the tests that are marked slow, too: kills, brokers, schedulers, whole trainings.
+SLOW   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install retrain demo test lint edge ui status check bench clean
@@ -43,9 +45,9 @@ lint: .venv/.dev  ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: .venv/.dev lint  ## everything: lint, types, architecture, unit, contract, integration, fault, docs
+test: .venv/.dev lint  ## lint, types, architecture, unit, contract, integration, fault, docs; everything with SLOW=yes
 	sh .ci/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TOGETHER) $(if $(SLOW),,-m "not slow")
 
 clean:      ## remove the environment (state in .filmloop stays)
 	rm -rf .venv

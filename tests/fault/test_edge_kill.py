@@ -64,6 +64,7 @@ def give_it_a_model(home, tmp_path):
     thread.join()
 
 
+@pytest.mark.slow
 def test_eight_kills_at_random_moments_lose_no_frame_and_stage_none_twice(home, tmp_path):
     give_it_a_model(home, tmp_path)
     frames, chance, verified = 5_000, random.Random(20240901), set()

@@ -57,6 +57,7 @@ def _step(folder: Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
+@pytest.mark.slow
 def test_one_rank_and_two_agree(tmp_path: Path, shard: ShardRef) -> None:
     # Equal batches and draws: only the order of summation differs, 1e-8 of the weights after 40 steps.
     # Other batches would differ by a tenth.

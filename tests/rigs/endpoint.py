@@ -164,7 +164,7 @@ class Endpoint:
         """Ids of all processes of the rig."""
         return sorted(_processes(self.folder))
 
-    def story(self, tail: int = 4000) -> str:
+    def story(self, tail: int = 1500) -> str:
         """For somebody who looks at a failed test: processes, with what each of them waits for, and the end of every log."""
         found = [f"{pid} below {processes.parent(pid)} {_waits(pid)}: {processes.words(pid)}" for pid in self._all()]
         return "\n".join([*found, *(f"== {path}\n{path.read_text(errors='replace')[-tail:]}" for path in self._logs())])
