@@ -26,8 +26,8 @@ from filmloop.testing.contracts import launcher as launching
 from filmloop.testing.slurm import ON_ONE_MACHINE, SlurmRig, node_processes
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUNS = int(os.environ.get("FILMLOOP_SLURM_KILLS", "0"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(max(900, 150 * RUNS))]
 STEPS = 200
 STARTS = 6
 """A job that was disturbed once needs two."""

@@ -168,8 +168,8 @@ class _Sample:
 def _recovery(site: Site) -> dict[str, Any]:
     """Drift, cycle, swap; from the first drifted frame to a whole window that the new version foretells better.
 
-    Better is said of the lead over a predictor that knows the mean frame alone, on the same frames: how bright the frames
-    of a window happened to be moves the NLL itself by more than a short training gains.
+    Better is said of the relative lead over a predictor that knows the mean frame alone, on the same frames: how bright
+    the frames of a window happened to be moves the NLL itself by more than a short training gains.
     """
     section = site.config.source
     assert isinstance(section, SimulatorSource)
@@ -210,11 +210,12 @@ def _recovery(site: Site) -> dict[str, Any]:
 
 
 def _told(when: str, sample: _Sample | None) -> dict[str, float | None]:
-    """Nats a frame: the NLL, and the lead over the mean frame."""
+    """The NLL, nats a frame; and the lead over the mean frame, as a share of that one's NLL."""
     quality = None if sample is None else sample.quality
     if quality is None:
         return {f"nll_{when}": None, f"lead_{when}": None}
-    return {f"nll_{when}": quality.nll, f"lead_{when}": quality.nll_constant - quality.nll}
+    lead = (quality.nll_constant - quality.nll) / max(abs(quality.nll_constant), 1e-9)
+    return {f"nll_{when}": quality.nll, f"lead_{when}": round(lead, 4)}
 
 
 def _status(site: Site) -> EdgeStatus:
