@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -60,7 +61,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         item.stash[_FAILED] = True
         for rig in getattr(item, "funcargs", {}).values():
             if isinstance(rig, Compute):
-                report.sections.append(("endpoint", rig.endpoint.story()))
+                with suppress(OSError):  # a log that goes away meanwhile is no reason to end the session
+                    report.sections.append(("endpoint", rig.endpoint.story()))
     return report
 
 
