@@ -17,6 +17,7 @@ from filmloop_models.cookiebox.thinning import RATE_FLOOR, ThinnedFrames, thin
 # Where the search starts: the coarse grid spans what 16 and 128 channels need.
 _ENERGY_GRID = (0.7, 1.2, 2.0, 3.5)
 _CHANNEL_GRID = (0.0, 0.35, 0.7, 1.4, 2.8)
+_NEWTON_STEPS, _NEWTON_CLOSE = 50, 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,7 @@ class _LineFit:
 
     input_CNE: npt.NDArray[np.float32]
     lit: npt.NDArray[np.intp]
-    target: npt.NDArray[np.float64]
+    target: npt.NDArray[np.float32]
     share: float
     input_sum: float
     along_energy: tuple[float, npt.NDArray[np.float32]] | None = None
@@ -119,29 +120,46 @@ class _LineFit:
         return cls(
             input_CNE=input_CNE,
             lit=lit,
-            target=target_CNE.reshape(-1)[lit].astype(np.float64),
+            target=target_CNE.reshape(-1)[lit].astype(np.float32),
             share=1 - split.keep,
             input_sum=max(float(input_CNE.sum(dtype=np.float64)), 1e-12),
         )
 
     def __call__(self, sigma_energy: float, sigma_channel: float) -> tuple[float, float, float]:
-        """(nll, gain, background).
-
-        Two non-negative components of a Poisson rate: expectation-maximisation climbs without a step size
-        (Shepp and Vardi, IEEE Trans. Med. Imaging 1, 1982). 30 rounds settle the likelihood to 1e-5.
-        """
+        """(nll, gain, background)."""
         if self.along_energy is None or self.along_energy[0] != sigma_energy:
             self.along_energy = sigma_energy, _along_energy(self.input_CNE, sigma_energy)
-        blurred = _around_ring(self.along_energy[1], sigma_channel).reshape(-1)[self.lit].astype(np.float64)
+        blurred = _around_ring(self.along_energy[1], sigma_channel).reshape(-1)[self.lit]
         size, total = self.input_CNE.size, float(self.target.sum())
-        gain, background = 0.95, 0.05 * total / (self.share * size) + 1e-12
-        for _ in range(30):
-            ratio = self.target / (self.share * (gain * blurred + background))
-            gain *= float(np.dot(ratio, blurred)) / self.input_sum
-            background *= float(ratio.sum()) / size
-        rate = np.maximum(self.share * (gain * blurred + background), RATE_FLOOR)
-        expected = self.share * (gain * self.input_sum + background * size)
-        return expected - float(np.dot(self.target, np.log(rate))), gain, background
+        flat = _flat_share(blurred / np.float32(self.input_sum), 1 / size, self.target)
+        gain = (1 - flat) * total / (self.share * self.input_sum)
+        background = flat * total / (self.share * size)
+        rate = np.maximum(self.share * (gain * blurred.astype(np.float64) + background), RATE_FLOOR)
+        return total - float(np.dot(self.target, np.log(rate))), gain, background
+
+
+def _flat_share(density: npt.NDArray[np.float32], flat: float, target: npt.NDArray[np.float32]) -> float:
+    """Share w of the flat part that makes `target` counts likeliest under the density `(1 - w) * density + w * flat`.
+
+    Two non-negative components of a Poisson rate whose sizes are free foretell, at their best, as many counts as there
+    are: one number is left to be found, and the likelihood is concave in it. Newton's steps, kept between the shares
+    that are known to be too small and too large, settle it to 1e-6; expectation-maximisation takes hundreds of rounds.
+    """
+    low, high, share = 0.0, 1.0, 0.05
+    apart = flat - density
+    for _ in range(_NEWTON_STEPS):
+        slope_per_count = apart / (density + np.float32(share) * apart)
+        weighted = target * slope_per_count
+        slope, curvature = float(weighted.sum(dtype=np.float64)), float(np.dot(weighted, slope_per_count))
+        low, high = (share, high) if slope > 0 else (low, share)
+        step = slope / max(curvature, 1e-300)
+        following = share + step
+        if not low < following < high:  # beyond what is known
+            following = (low + high) / 2
+        if abs(following - share) < _NEWTON_CLOSE:
+            break
+        share = following
+    return share
 
 
 def _blur(frames_NCE: npt.NDArray[np.float32], sigma_energy: float, sigma_channel: float) -> npt.NDArray[np.float32]:
