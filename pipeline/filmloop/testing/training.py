@@ -60,7 +60,7 @@ def small_job(output_dir: Path, *fresh: ShardRef, **changes: Any) -> TrainJob:
         fresh: Its fresh shards.
         changes: Fields to replace; `hyper` and `holdout` take dicts that are merged over the small defaults.
     """
-    small = {"max_steps": 40, "batch_frames": 64, "evaluate_every_steps": 20, "train_s": 300.0}
+    small = {"max_steps": 40, "batch_frames": 64, "evaluate_every_steps": 20, "train_s": 3600.0}
     model = ModelChoice(
         name="mixer",
         frame_shape=changes.pop("frame_shape", (16, 128)),

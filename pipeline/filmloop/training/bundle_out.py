@@ -76,15 +76,18 @@ def make_bundle(
     """
     part = target.with_name(target.name + PART_SUFFIX)
     device = next(module.parameters()).device
+    # With labels the loop's scores are squared errors: the reports are of likelihoods.
+    known = job.hyper.mode == "thinning"
+    best_N, start_N = (progress.best_scores_N, progress.start_scores_N) if known else (None, None)
     if ranks.is_first:
         with disk_errors(part):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
     ranks.sum(0.0)  # the folder is there
     if ranks.is_last:
-        Evaluation(reports=evaluate_others(job, data, device)).write(part / EVALUATION)
+        Evaluation(reports=evaluate_others(job, data, device, start_N)).write(part / EVALUATION)
     if ranks.is_first:
-        challenger = evaluate_challenger(module, data)
+        challenger = evaluate_challenger(module, data.holdout, best_N)
         job.write(part / JOB)
         with disk_errors(part):
             shutil.copyfile(metrics, part / METRICS)

@@ -57,6 +57,8 @@ class Progress:
         metrics_bytes: Length of `metrics.jsonl`.
         loop_s: Seconds that rank 0 spent in steps, those before a restart included.
         waited_s: Of these, seconds in which a step had no frames yet.
+        best_scores_N: float64, scores of all held-out frames by the best weights.
+        start_scores_N: The same by the weights before the first step.
     """
 
     step: int = 0
@@ -76,6 +78,8 @@ class Progress:
     metrics_bytes: int = 0
     loop_s: float = 0.0
     waited_s: float = 0.0
+    best_scores_N: Tensor | None = None
+    start_scores_N: Tensor | None = None
 
     @property
     def loader_idle_share(self) -> float:
@@ -96,7 +100,7 @@ class Session:
         # One kernel for all parameters, on CPUs too: 0.1 ms a step instead of 0.45 for the mixer.
         self.optimiser = torch.optim.Adam(module.parameters(), lr=job.hyper.learning_rate, fused=True)
         self._job, self._module, self._ranks, self._folder = job, module, ranks, folder
-        self._holdout = holdout[ranks.part(len(holdout))]
+        self._holdout, self._held_out_frames = holdout[ranks.part(len(holdout))], len(holdout)
         self._best: dict[str, Tensor] = {}
         self._window_loss: Tensor | float = 0.0
         self._window_steps = 0
@@ -163,16 +167,18 @@ class Session:
         if now.evaluated_step == now.step:
             return False
         now.evaluated_step = now.step
-        total, frames = self._ranks.sum(self._score(), float(len(self._holdout)))
-        score = total / frames
+        scores_N = self._ranks.joined(self._scores(), self._held_out_frames)
+        score = float(scores_N.mean())
         if not math.isfinite(score):
             raise TrainingError(
                 f"The hold-out score at step {now.step} is {score}.",
                 hint="Lower training.hyper.learning_rate; if it is a warm start, the base weights may be damaged.",
                 ids={"job_id": self._job.job_id},
             )
+        if now.step == 0:
+            now.start_scores_N = torch.from_numpy(scores_N)
         if score < now.best_score:
-            now.best_score, now.best_step = score, now.step
+            now.best_score, now.best_step, now.best_scores_N = score, now.step, torch.from_numpy(scores_N)
             self._best = {name: value.detach().clone() for name, value in self._module.state_dict().items()}
         if now.step > 0 and score < now.lowest:
             now.lowest, now.worse = score, 0
@@ -258,18 +264,18 @@ class Session:
         if self._ranks.is_first:
             _cut_metrics(self._folder / METRICS, self.now.metrics_bytes)
 
-    def _score(self) -> float:
-        """Sum of this rank's hold-out scores."""
-        device, total = self._ranks.device, 0.0
+    def _scores(self) -> npt.NDArray[np.float64]:
+        """Scores of this rank's part of the hold-out."""
+        device, scores_N = self._ranks.device, np.empty(len(self._holdout))
         self._module.eval()
         with torch.inference_mode():
             for start in range(0, len(self._holdout), _SCORE_FRAMES):
                 part = self._holdout[start : start + _SCORE_FRAMES]
                 input_NCE = part.counts_NCE.astype(np.float32) if part.label_NCE is not None else part.model_input()
                 rate_NCE = self._module(torch.from_numpy(input_NCE).to(device)).cpu().numpy()
-                total += float(part.weighted(_scores(part, rate_NCE)).sum())
+                scores_N[start : start + _SCORE_FRAMES] = part.weighted(_scores(part, rate_NCE))
         self._module.train()
-        return total
+        return scores_N
 
     def _write_metrics(self, **values: float) -> None:
         if not self._ranks.is_first:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,6 +53,14 @@ class Ranks:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return [float(value) for value in total]
+
+    def joined(self, part_N: npt.NDArray[np.float64], items: int) -> npt.NDArray[np.float64]:
+        """The numbers of all ranks, the same on each: every rank brings those of its `part` of `items` things."""
+        all_N = np.zeros(items)
+        all_N[self.part(items)] = part_N
+        if self.world > 1:
+            dist.all_reduce(torch.from_numpy(all_N))
+        return all_N
 
     def of_first(self, value: float) -> float:
         """The number that rank 0 passes, on every rank."""

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from filmloop.bundle import load_evaluation, load_golden, verify_bundle
 from filmloop.core.documents import ShardRef, TrainJob, TrainResult, WeightsRef
 from filmloop.core.fsio import try_lock
 from filmloop.testing.models import make_model_bundle
 from filmloop.testing.training import small_job, staged_frames
+from filmloop.training.data import load_data
 from filmloop.training.entry import StopFlag, main
-from filmloop.training.evaluate import rate_function
+from filmloop.training.evaluate import evaluate, evaluate_challenger, rate_function
 from filmloop.training.load import load_module
 
 
@@ -95,6 +97,37 @@ def test_a_warm_start_begins_at_the_base(folder: Path, finished: Path, shard: Sh
     assert first["nll"] == pytest.approx(reports["champion"].nll, rel=1e-5)
     assert reports["challenger"].nll < reports["champion"].nll
     assert result.base_version == "1"
+
+
+def test_reports_are_those_of_the_shipped_weights_although_the_loop_has_scored_them(
+    folder: Path, finished: Path, shard: ShardRef
+) -> None:
+    base = WeightsRef(
+        version="1",
+        bundle_path=str(finished / "bundle"),
+        weights_sha256=TrainResult.read(finished / "bundle" / "result.json").weights_sha256,
+    )
+    job = small_job(folder, shard, base=base, champion=base, job_id="job-3")
+    assert _run(job) == 0
+    reports, holdout = load_evaluation(folder / "bundle").reports, load_data(job).holdout
+    for name, bundle in (("challenger", folder / "bundle"), ("champion", finished / "bundle")):
+        again = evaluate(rate_function(load_module(bundle)), holdout, name)
+        assert reports[name].frames_digest == again.frames_digest
+        np.testing.assert_allclose(reports[name].nll_frames, again.nll_frames, rtol=1e-4)
+
+
+def test_weights_that_do_not_score_as_the_loop_found_are_scored_anew(
+    finished: Path, shard: ShardRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    holdout = load_data(TrainJob.read(finished / "job.json")).holdout
+    module = load_module(finished / "bundle")
+    right = evaluate(rate_function(module), holdout, "challenger")
+    known_N = torch.tensor(right.nll_frames, dtype=torch.float64)
+    assert evaluate_challenger(module, holdout, known_N)["challenger"] == right
+    assert not caplog.records
+    wrong = evaluate_challenger(module, holdout, known_N + 1.0)["challenger"]
+    assert wrong.nll == pytest.approx(right.nll, rel=1e-6)
+    assert "scored again" in caplog.text
 
 
 def test_bad_data_leave_an_error_and_its_exit_code(folder: Path, tmp_path: Path, shard: ShardRef) -> None:

@@ -71,7 +71,7 @@ def test_all_predictors_are_scored_on_the_same_frames(folder: Path, tmp_path: Pa
     champion = _champion(make_model_bundle(tmp_path / "champion", hyper={"features": 8}))
     job = small_job(folder, shard, champion=champion)
     data = load_data(job)
-    reports = {**evaluate_challenger(build_module(job.model), data), **evaluate_others(job, data, CPU)}
+    reports = {**evaluate_challenger(build_module(job.model), data.holdout), **evaluate_others(job, data, CPU)}
     assert list(reports) == ["challenger", "champion", "gaussian", "zero"]
     assert {report.frames_digest for report in reports.values()} == {data.holdout.digest()}
     assert {report.frames for report in reports.values()} == {len(data.holdout)}

@@ -68,7 +68,7 @@ def test_the_same_job_gives_the_same_weights(tmp_path: Path, shard: ShardRef) ->
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, shard: ShardRef) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
-    whole, _ = _train(small_job(tmp_path / "whole", shard), tmp_path / "whole")
+    whole, at_once = _train(small_job(tmp_path / "whole", shard), tmp_path / "whole")
 
     asked = iter(range(100))
     with pytest.raises(TerminatedError, match="step 20"):
@@ -76,6 +76,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, sha
     cut, progress = _train(small_job(tmp_path / "cut", shard), tmp_path / "cut")
 
     assert progress.resumed_from_step == 20
+    for scores in ("start_scores_N", "best_scores_N"):
+        np.testing.assert_array_equal(getattr(progress, scores), getattr(at_once, scores))
     assert _same(whole, cut)
     steps = [[(line["step"], line.get("loss")) for line in _lines(tmp_path / run)] for run in ("whole", "cut")]
     assert steps[0] == steps[1]
