@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filmloop.bundle import verify_bundle
@@ -74,6 +75,18 @@ def keep_bundle(home: Home, model: str, version: str, bundle: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(bundle, part, copy_function=os.link)
         publish_dir(part, kept)
+
+
+def kept_bundles(home: Home, model: str) -> dict[str, Path]:
+    """Folders by version of the bundles that lie on this side, not verified; the last used one first.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    with disk_errors(home.weights), suppress(FileNotFoundError):
+        found = [path for path in (home.weights / model).iterdir() if path.is_dir() and "." not in path.name]
+        return {path.name: path for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)}
+    return {}
 
 
 def local_bundle(home: Home, registry: Registry, version: str) -> Path:

@@ -94,10 +94,16 @@ class Site:
     def manifests(self) -> list[Path]:
         return [shard.manifest_path for shard in sealed_shards(self.home.stage)]
 
+    def scorer(
+        self, *, deadline_s: float = 120.0, likely: dict[str, Path] | None = None, argv: tuple[str, ...] = ()
+    ) -> Scorer:
+        return Scorer(
+            self.manifests(), POLICY, most=1000, folder=self.folder / "work", deadline_s=deadline_s, likely=likely,
+            argv=argv,
+        )  # fmt: skip
+
     def score(self, bundles: dict[str, Path], *, deadline_s: float = 120.0, argv: tuple[str, ...] = ()) -> Scores:
-        with Scorer(
-            self.manifests(), POLICY, most=1000, folder=self.folder / "work", deadline_s=deadline_s, argv=argv
-        ) as scorer:
+        with self.scorer(deadline_s=deadline_s, argv=argv) as scorer:
             return scorer.score(bundles)
 
     def add(self, rate: float, *, ahead: float = 0.0, data: bool = True, **changes: Any) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from filmloop.core.poisson import bootstrap_mean
 from filmloop.journal import CycleParts
 from filmloop.ports.registry import CHAMPION
 from filmloop.promotion.gate import judge
-from filmloop.shipping import local_bundle
+from filmloop.shipping import kept_bundles, local_bundle
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.zoo.embedding import DataEmbedding, difference, distance, embed
 from filmloop.zoo.index import DATA_TAG, Entry, mistrusted, nearest, same_form
@@ -139,7 +140,10 @@ def look_back(
         champion = champion_of()
         return _unasked(champion, "The zoo was not asked: [zoo] recall is off.", training)
     manifests = [shard.manifest_path for shard in fresh]
-    scorer = Scorer(manifests, training.holdout, most=zoo.frames, folder=folder, deadline_s=zoo.deadline_s)
+    likely = dict(islice(kept_bundles(parts.home, parts.registry.model).items(), zoo.candidates + 1))
+    scorer = Scorer(
+        manifests, training.holdout, most=zoo.frames, folder=folder, deadline_s=zoo.deadline_s, likely=likely
+    )
     with scorer:
         champion, data = champion_of(), None
         try:

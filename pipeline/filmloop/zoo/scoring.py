@@ -2,12 +2,12 @@
 
 A network that crashes its runtime, or takes for ever, ends that process and not the cycle; and zarr is loaded and frames
 are read while the cycle loads its registry client. ONNX Runtime is up in 0.3 s; torch, which takes two, is loaded for a
-bundle without an ONNX file only.
+bundle without an ONNX file only. Until it is told what to score, it scores what is likely to be asked for, on one core.
 
-    FOLDER/task.json      which shards, which frames of them
+    FOLDER/task.json      which shards, which frames of them, and which bundles are likely
     FOLDER/seen.json      what they look like
     standard input        bundle folders by version, JSON; its end without any is the end
-    FOLDER/scores.json    grows by one bundle at a time
+    FOLDER/scores.json    there once it has been asked; grows by one bundle at a time
 
 Shape suffixes: N frames, C channels, E energy bins.
 """
@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -29,29 +30,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from filmloop.bundle import ONNX, RESULT
+from filmloop.bundle import ONNX, RESULT, verify_bundle
 from filmloop.core import log
 from filmloop.core.documents import Document, EvaluationReport, HoldoutPolicy, TrainResult
 from filmloop.core.errors import DataError, FilmloopError
 from filmloop.core.fsio import disk_errors
 from filmloop.core.retry import wait_until
-from filmloop.training.holdout import RateFunction
+from filmloop.training.holdout import Holdout, RateFunction
 from filmloop.zoo.seen import Seen
 
 TASK, SEEN, SCORES, SAID = "task.json", "seen.json", "scores.json", "said.txt"
 _BATCH_FRAMES = 256
 _LOOK_S = 0.02
+_UNASKED_S = 3.0
+"""A bundle that nobody has asked for yet may take so long to score once somebody has asked for others."""
 _log = logging.getLogger(__name__)
 
 
 class Task(Document):
-    """Which frames: the newest `most` held-out ones of the shards with these manifests, oldest first."""
+    """Which frames: the newest `most` held-out ones of the shards with these manifests, oldest first.
+
+    `likely` are bundles by version that may be asked for, not verified.
+    """
 
     manifests: tuple[str, ...]
     policy: HoldoutPolicy
     most: int
+    likely: dict[str, str] = Field(default_factory=dict)
 
 
 class Scores(Document):
@@ -82,6 +91,7 @@ class Scorer:
         most: Held-out frames to score on, the newest.
         folder: To work in; emptied before and gone afterwards.
         deadline_s: For reading, and for scoring.
+        likely: Bundle folders by version that lie here and may be asked for, the likeliest first.
         argv: What to run instead of this module, for tests.
 
     Raises:
@@ -96,6 +106,7 @@ class Scorer:
         most: int,
         folder: Path,
         deadline_s: float,
+        likely: Mapping[str, Path] | None = None,
         argv: tuple[str, ...] = (),
     ) -> None:
         self._folder, self._deadline_s = folder, deadline_s
@@ -103,8 +114,8 @@ class Scorer:
         with disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        Task(manifests=tuple(map(str, manifests)), policy=policy, most=most).write(folder / TASK)
-        self._child: subprocess.Popen[str] | None = self._start()
+        self._task = Task(manifests=tuple(map(str, manifests)), policy=policy, most=most)
+        self._child: subprocess.Popen[str] | None = self._start(likely or {})
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -149,15 +160,18 @@ class Scorer:
         end_s = time.monotonic() + self._deadline_s
         scores = Scores()
         while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
-            child, late = self._child or self._start(), False
+            late = False
+            child = self._child or self._start({})
             self._child = None
             try:
-                child.communicate(json.dumps(left), timeout=max(0.1, end_s - time.monotonic()))
+                self._tell(child, json.dumps(left), end_s)
                 why = f"its scoring ended with {child.returncode}: {self._said()}"
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.communicate()
-                why, late = f"not scored within {self._deadline_s:g} s", True
+                why, late = f"not scored within {self._deadline_s:g} s", time.monotonic() >= end_s
+            if self._task.likely and not late and not (self._folder / SCORES).exists():
+                continue  # it fell over a bundle that nobody had asked for; the next one scores those alone that are
             scores = self._merged(scores)
             waiting = [version for version in left if version not in scores.done()]
             for version in waiting if late else waiting[:1]:
@@ -165,7 +179,24 @@ class Scorer:
             (self._folder / SCORES).unlink(missing_ok=True)
         return scores
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _tell(self, child: subprocess.Popen[str], asked: str, end_s: float) -> None:
+        """Wait for its end; one that is still busy with what nobody asked for gets a short time to hear.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs on.
+        """
+        hears_late = self._task.likely and (self._folder / SEEN).exists()
+        left_s = max(0.1, end_s - time.monotonic())
+        try:
+            child.communicate(asked, timeout=min(_UNASKED_S, left_s) if hears_late else left_s)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end_s or not (self._folder / SCORES).exists():
+                raise
+            child.communicate(timeout=max(0.1, end_s - time.monotonic()))
+
+    def _start(self, likely: Mapping[str, Path]) -> subprocess.Popen[str]:
+        self._task = self._task.model_copy(update={"likely": {name: str(path) for name, path in likely.items()}})
+        self._task.write(self._folder / TASK)
         with disk_errors(self._folder), (self._folder / SAID).open("wb") as said:
             return subprocess.Popen(
                 [*self._argv, str(self._folder)], stdin=subprocess.PIPE, stdout=said, stderr=said, text=True
@@ -207,10 +238,14 @@ def main(folder: Path) -> int:
         frames.seen.write(folder / SEEN)
     with suppress(ImportError):
         import_module("onnxruntime")  # while the caller looks which bundles there are
-    asked, scores = sys.stdin.read(), Scores()
-    for version, bundle in json.loads(asked or "{}").items():
+    early = _unasked(task.likely, frames.holdout)
+    asked, scores = json.loads(sys.stdin.read() or "{}"), Scores()
+    scores.write(folder / SCORES)
+    for version, bundle in asked.items():
         try:
-            nll_N = frames.holdout.scores(rate_of(Path(bundle)))
+            nll_N = early.get(TrainResult.read(Path(bundle) / RESULT).bundle_digest())
+            if nll_N is None:
+                nll_N = frames.holdout.scores(rate_of(Path(bundle)))
         except Exception as exc:  # runtimes raise what they like; the next bundle may be fine
             scores = scores.with_failure(version, f"{type(exc).__name__}: {str(exc).splitlines()[0]}")
         else:
@@ -222,13 +257,27 @@ def main(folder: Path) -> int:
     return 0
 
 
-def rate_of(bundle: Path) -> RateFunction:
-    """The network of a bundle as a function of counts."""
+def _unasked(likely: Mapping[str, str], holdout: Holdout) -> dict[str, npt.NDArray[np.float64]]:
+    """NLL of each frame, by digest of the bundle, of those that are whole; until somebody asks.
+
+    A bundle is known by its digest here: what lies in its folder when it is asked for may be another one.
+    """
+    found = {}
+    for bundle in map(Path, likely.values()):
+        if select.select([sys.stdin], [], [], 0)[0]:
+            break
+        with suppress(Exception):  # if it is asked for, what is wrong with it is told then
+            found[verify_bundle(bundle).bundle_digest()] = holdout.scores(rate_of(bundle, threads=1))
+    return found
+
+
+def rate_of(bundle: Path, *, threads: int | None = None) -> RateFunction:
+    """The network of a bundle as a function of counts, on all cores by default."""
     if (bundle / ONNX).is_file():
         from filmloop.edge.runtimes.onnx import OnnxRuntime
 
         shape = TrainResult.read(bundle / RESULT).model.frame_shape
-        threads = len(os.sched_getaffinity(0))
+        threads = threads or len(os.sched_getaffinity(0))
         return OnnxRuntime(
             bundle / ONNX, version="", frame_shape=shape, batch_frames=_BATCH_FRAMES, threads=threads
         ).infer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from filmloop.testing.training import small_job
 from filmloop.training.data import load_data
 from filmloop.training.evaluate import constant_rate, evaluate, rate_function
 from filmloop.training.load import load_module
+from filmloop.zoo import scoring
 from filmloop.zoo.frames import newest_frames
 from rigs.zoo import POLICY, SHAPE, Site, constant_bundle
 
@@ -77,6 +79,72 @@ def test_a_network_that_crashes_or_hangs_its_runtime_is_left_out(
     assert set(found.failed) >= set(why)
     assert len(found.reports) + len(found.failed) == 3
     assert all(text in found.failed[version] for version, text in why.items())
+
+
+EARLY = """
+import os, sys, time
+from pathlib import Path
+from filmloop.zoo import scoring
+real = scoring.rate_of
+def rate_of(bundle, *, threads=None):
+    with open({told!r}, "a") as told:
+        told.write(f"{{bundle.name}} {{threads}}\\n")
+    if bundle.name == "b2":
+        {act}
+    return real(bundle, threads=threads)
+scoring.rate_of = rate_of
+sys.exit(scoring.main(Path(sys.argv[1])))
+"""
+
+
+def _early(site: Site, act: str = "pass") -> tuple[dict[str, Path], Path, tuple[str, ...]]:
+    """Three bundles, the file that tells which were scored with how many threads, and the scorer that writes it."""
+    frames = site.frames()
+    bundles = {str(n): constant_bundle(site.folder / f"b{n}", 0.3, frames, seed=n) for n in (1, 2, 3)}
+    told = site.folder / "told.txt"
+    return bundles, told, (sys.executable, "-c", EARLY.format(told=str(told), act=act))
+
+
+def _wait_for(told: Path, lines: int) -> None:
+    end_s = time.monotonic() + 60
+    while not told.exists() or len(told.read_text().splitlines()) < lines:
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+def test_bundles_that_lie_here_are_scored_before_anybody_asks_and_not_again(site: Site) -> None:
+    bundles, told, argv = _early(site)
+    with site.scorer(likely={"1": bundles["1"], "2": bundles["2"]}, argv=argv) as scorer:
+        _wait_for(told, 2)
+        found = scorer.score({"2": bundles["2"], "3": bundles["3"]})
+    assert told.read_text().splitlines() == ["b1 1", "b2 1", "b3 None"]
+    assert set(found.reports) == {"2", "3"}
+    assert found == site.score({"2": bundles["2"], "3": bundles["3"]})
+
+
+def test_a_bundle_that_was_replaced_after_it_was_scored_is_scored_anew(site: Site) -> None:
+    bundles, told, argv = _early(site)
+    other = constant_bundle(site.folder / "other", 0.6, site.frames(), seed=9)
+    with site.scorer(likely=bundles, argv=argv) as scorer:
+        _wait_for(told, 3)
+        bundles["1"].rename(site.folder / "former")
+        other.rename(bundles["1"])
+        found = scorer.score({"1": bundles["1"]})
+    assert told.read_text().splitlines()[3:] == ["b1 None"]
+    assert found == site.score({"1": bundles["1"]})
+
+
+@pytest.mark.parametrize("act", ["os.kill(os.getpid(), 11)", "time.sleep(600)"], ids=["crash", "hang"])
+def test_a_bundle_that_nobody_asked_for_takes_no_other_with_it(
+    site: Site, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_UNASKED_S", 0.5)
+    bundles, told, argv = _early(site, act)
+    with site.scorer(likely={"2": bundles["2"]}, argv=argv) as scorer:
+        scorer.seen()
+        _wait_for(told, 1)
+        found = scorer.score({"1": bundles["1"], "3": bundles["3"]})
+    assert (set(found.reports), found.failed) == ({"1", "3"}, {})
 
 
 def test_with_and_without_an_onnx_file_the_scores_are_those_of_the_network(site: Site) -> None:
