@@ -54,6 +54,7 @@ from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.groupfiles import GroupFiles
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
 from filmloop.zoo.recall import Recall, look_back
+from filmloop.zoo.scoring import Scorer
 
 _log = logging.getLogger(__name__)
 
@@ -93,12 +94,16 @@ def _steps(cycle: Cycle, again: bool) -> CycleReport:
     parts, step = cycle.parts, cycle.step
     atomic_write_json(cycle.folder / "config.json", parts.config.as_json())
 
-    step("seal", "asking the edge for its open shard", _seal)
-    chosen = step("select", "choosing shards", lambda c: _select(c, again))
-    if chosen["too_few"]:
-        return finish(cycle, "nothing_to_do", chosen["too_few"], chosen)
+    with Scorer(cycle.folder / "recall", deadline_s=parts.config.zoo.deadline_s) as scorer:
+        if parts.config.zoo.recall != "off" and "recall" not in cycle.results():
+            scorer.load()  # while the edge seals
+        step("seal", "asking the edge for its open shard", _seal)
+        chosen = step("select", "choosing shards", lambda c: _select(c, again))
+        if chosen["too_few"]:
+            return finish(cycle, "nothing_to_do", chosen["too_few"], chosen)
+        found = step("recall", "looking through former versions", lambda c: _recall(c, chosen, scorer))
 
-    recalled = Recall.model_validate(step("recall", "looking through former versions", lambda c: _recall(c, chosen)))
+    recalled = Recall.model_validate(found)
     if recalled.fits and recalled.verdict is not None:
         return _bring_back(cycle, chosen, recalled, recalled.verdict)
 
@@ -186,14 +191,14 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
     return whole
 
 
-def _recall(cycle: Cycle, chosen: dict[str, Any]) -> dict[str, Any]:
+def _recall(cycle: Cycle, chosen: dict[str, Any], scorer: Scorer) -> dict[str, Any]:
     """The champion, and the ancestor to start from, on this side, before anything is shipped."""
     parts = cycle.parts
     found = look_back(
         parts,
         _shards(cycle, chosen["fresh"]),
         lambda: settle(parts.registry, parts.ledger),
-        folder=cycle.folder / "recall",
+        scorer=scorer,
         tell=lambda text: cycle.tell("recall", text),
     )
     if found.verdict is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,13 +94,13 @@ class Site:
     def manifests(self) -> list[Path]:
         return [shard.manifest_path for shard in sealed_shards(self.home.stage)]
 
+    @contextmanager
     def scorer(
         self, *, deadline_s: float = 120.0, likely: dict[str, Path] | None = None, argv: tuple[str, ...] = ()
-    ) -> Scorer:
-        return Scorer(
-            self.manifests(), POLICY, most=1000, folder=self.folder / "work", deadline_s=deadline_s, likely=likely,
-            argv=argv,
-        )  # fmt: skip
+    ) -> Iterator[Scorer]:
+        with Scorer(self.folder / "work", deadline_s=deadline_s, argv=argv) as scorer:
+            scorer.begin(self.manifests(), POLICY, most=1000, likely=likely)
+            yield scorer
 
     def score(self, bundles: dict[str, Path], *, deadline_s: float = 120.0, argv: tuple[str, ...] = ()) -> Scores:
         with self.scorer(deadline_s=deadline_s, argv=argv) as scorer:
@@ -131,10 +131,11 @@ class Site:
         config = self.parts.config
         parts = replace(self.parts, config=config.model_copy(update={"zoo": config.zoo.model_copy(update=changes)}))
         champion = self.registry.get(CHAMPION)
-        return look_back(
-            parts, sealed_shards(self.home.stage), lambda: champion.version if champion else "",
-            folder=self.folder / "look", tell=lambda text: None,
-        )  # fmt: skip
+        return self.look_back(parts, lambda: champion.version if champion else "")
+
+    def look_back(self, parts: CycleParts, champion_of: Callable[[], str]) -> Recall:
+        with Scorer(self.folder / "look", deadline_s=parts.config.zoo.deadline_s) as scorer:
+            return look_back(parts, sealed_shards(self.home.stage), champion_of, scorer=scorer, tell=lambda text: None)
 
 
 def constant_bundle(

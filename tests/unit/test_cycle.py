@@ -144,6 +144,7 @@ def test_too_few_frames_is_nothing_to_do_and_leaves_the_shards_fresh(world: Worl
     assert report.outcome == "nothing_to_do"
     assert "32 fresh frames" in report.message
     assert (world.trainer.submitted, world.ledger.shard_states(), world.champion()) == ([], {}, "")
+    assert not list(world.home.cycles.glob("*/recall")), "the scorer that was loading is gone"
 
 
 def test_a_first_model_that_beats_the_baseline_becomes_champion_and_challenger(world: World) -> None:

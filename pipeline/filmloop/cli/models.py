@@ -62,6 +62,7 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
     from filmloop.bootstrap import cycle_parts
     from filmloop.selection import newest, usable_shards
     from filmloop.zoo.recall import look_back
+    from filmloop.zoo.scoring import Scorer
 
     site = open_site(site_file, sets=sets or ())
     registry = open_registry(site, start=True)
@@ -73,14 +74,15 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
                 f"No frame of stream {site.stream!r} is staged, so there is nothing to score on.",
                 hint="`filmloop edge run` stages some.",
             )
-        found = look_back(
-            cycle_parts(site, ledger, registry),
-            newest(shards, site.config.training.max_fresh_frames),
-            lambda: champion.version if (champion := registry.get(CHAMPION)) else "",
-            folder=Path(folder) / "work",
-            tell=lambda text: err.print(text, markup=False),
-            remember=False,
-        )
+        with Scorer(Path(folder) / "work", deadline_s=site.config.zoo.deadline_s) as scorer:
+            found = look_back(
+                cycle_parts(site, ledger, registry),
+                newest(shards, site.config.training.max_fresh_frames),
+                lambda: champion.version if (champion := registry.get(CHAMPION)) else "",
+                scorer=scorer,
+                tell=lambda text: err.print(text, markup=False),
+                remember=False,
+            )
     if json:
         print_json(found.as_json())
         return

@@ -117,7 +117,7 @@ def look_back(
     fresh: Sequence[SealedShard],
     champion_of: Callable[[], str],
     *,
-    folder: Path,
+    scorer: Scorer,
     tell: Callable[[str], None],
     remember: bool = True,
 ) -> Recall:
@@ -128,7 +128,7 @@ def look_back(
         fresh: Shards with the newest frames, oldest first.
         champion_of: Asks for the champion's version, '' for none; called while the frames are being read. What it
             raises is raised.
-        folder: To work in; emptied before and removed afterwards.
+        scorer: Reads and scores; it may be loading already. The caller ends it.
         tell: Called with what is being done.
         remember: Write embeddings that the registry lacks into it.
 
@@ -139,20 +139,16 @@ def look_back(
     if zoo.recall == "off":
         champion = champion_of()
         return _unasked(champion, "The zoo was not asked: [zoo] recall is off.", training)
-    manifests = [shard.manifest_path for shard in fresh]
     likely = dict(islice(kept_bundles(parts.home, parts.registry.model).items(), zoo.candidates + 1))
-    scorer = Scorer(
-        manifests, training.holdout, most=zoo.frames, folder=folder, deadline_s=zoo.deadline_s, likely=likely
-    )
-    with scorer:
-        champion, data = champion_of(), None
-        try:
-            seen = scorer.seen()
-            data = seen.data
-            found = _look_back(parts, scorer, seen, champion, tell=tell, remember=remember)
-        except FilmloopError as exc:
-            _log.warning("the zoo cannot be used now: %s", exc.message)
-            found = _unasked(champion, f"The zoo could not be used: {exc.message}", training)
+    scorer.begin([shard.manifest_path for shard in fresh], training.holdout, most=zoo.frames, likely=likely)
+    champion, data = champion_of(), None
+    try:
+        seen = scorer.seen()
+        data = seen.data
+        found = _look_back(parts, scorer, seen, champion, tell=tell, remember=remember)
+    except FilmloopError as exc:
+        _log.warning("the zoo cannot be used now: %s", exc.message)
+        found = _unasked(champion, f"The zoo could not be used: {exc.message}", training)
     for version, why in found.left_out.items():
         _log.warning("version %s is left out: %s", version, why)
         tell(f"version {version} is left out: {why}")

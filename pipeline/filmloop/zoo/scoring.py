@@ -4,6 +4,7 @@ A network that crashes its runtime, or takes for ever, ends that process and not
 are read while the cycle loads its registry client. ONNX Runtime is up in 0.3 s; torch, which takes two, is loaded for a
 bundle without an ONNX file only. Until it is told what to score, it scores what is likely to be asked for, on one core.
 
+    standard input        a line end, once the task is there
     FOLDER/task.json      which shards, which frames of them, and which bundles are likely
     FOLDER/seen.json      what they look like
     standard input        bundle folders by version, JSON; its end without any is the end
@@ -83,39 +84,19 @@ class Scores(Document):
 
 
 class Scorer:
-    """The process, begun at once; what it finds is asked for later. Used as a context, which ends it.
+    """The process; what it finds is asked for later. Used as a context, which ends it.
 
     Args:
-        manifests: Of the shards with the newest frames, oldest first.
-        policy: Which frames are held out, and how they are split.
-        most: Held-out frames to score on, the newest.
         folder: To work in; emptied before and gone afterwards.
         deadline_s: For reading, and for scoring.
-        likely: Bundle folders by version that lie here and may be asked for, the likeliest first.
         argv: What to run instead of this module, for tests.
-
-    Raises:
-        TransientError: the disk refuses.
     """
 
-    def __init__(
-        self,
-        manifests: Sequence[Path],
-        policy: HoldoutPolicy,
-        *,
-        most: int,
-        folder: Path,
-        deadline_s: float,
-        likely: Mapping[str, Path] | None = None,
-        argv: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, folder: Path, *, deadline_s: float, argv: tuple[str, ...] = ()) -> None:
         self._folder, self._deadline_s = folder, deadline_s
         self._argv = argv or (sys.executable, "-m", __name__)
-        with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        self._task = Task(manifests=tuple(map(str, manifests)), policy=policy, most=most)
-        self._child: subprocess.Popen[str] | None = self._start(likely or {})
+        self._task: Task | None = None
+        self._child: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -127,6 +108,42 @@ class Scorer:
         """End the process and remove the folder."""
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def load(self) -> None:
+        """Start the process; it loads what it needs while the caller finds out which shards there are.
+
+        Raises:
+            TransientError: the disk refuses.
+        """
+        with disk_errors(self._folder):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+        self._child = self._start()
+
+    def begin(
+        self,
+        manifests: Sequence[Path],
+        policy: HoldoutPolicy,
+        *,
+        most: int,
+        likely: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Have the frames read.
+
+        Args:
+            manifests: Of the shards with the newest frames, oldest first.
+            policy: Which frames are held out, and how they are split.
+            most: Held-out frames to score on, the newest.
+            likely: Bundle folders by version that lie here and may be asked for, the likeliest first.
+
+        Raises:
+            TransientError: the disk refuses.
+        """
+        if self._child is None:
+            self.load()
+        early = {version: str(folder) for version, folder in (likely or {}).items()}
+        self._task = Task(manifests=tuple(map(str, manifests)), policy=policy, most=most, likely=early)
+        self._give_task()
 
     def seen(self) -> Seen:
         """What the frames look like; waits until they are read.
@@ -160,8 +177,10 @@ class Scorer:
         end_s = time.monotonic() + self._deadline_s
         scores = Scores()
         while left := {version: str(path) for version, path in bundles.items() if version not in scores.done()}:
-            late = False
-            child = self._child or self._start({})
+            if self._child is None:
+                self._child = self._start()
+                self._give_task()
+            child, late = self._child, False
             self._child = None
             try:
                 self._tell(child, json.dumps(left), end_s)
@@ -170,7 +189,9 @@ class Scorer:
                 child.kill()
                 child.communicate()
                 why, late = f"not scored within {self._deadline_s:g} s", time.monotonic() >= end_s
-            if self._task.likely and not late and not (self._folder / SCORES).exists():
+            if self._likely() and not late and not (self._folder / SCORES).exists():
+                assert self._task is not None
+                self._task = self._task.model_copy(update={"likely": {}})
                 continue  # it fell over a bundle that nobody had asked for; the next one scores those alone that are
             scores = self._merged(scores)
             waiting = [version for version in left if version not in scores.done()]
@@ -185,7 +206,7 @@ class Scorer:
         Raises:
             subprocess.TimeoutExpired: it runs on.
         """
-        hears_late = self._task.likely and (self._folder / SEEN).exists()
+        hears_late = self._likely() and (self._folder / SEEN).exists()
         left_s = max(0.1, end_s - time.monotonic())
         try:
             child.communicate(asked, timeout=min(_UNASKED_S, left_s) if hears_late else left_s)
@@ -194,9 +215,19 @@ class Scorer:
                 raise
             child.communicate(timeout=max(0.1, end_s - time.monotonic()))
 
-    def _start(self, likely: Mapping[str, Path]) -> subprocess.Popen[str]:
-        self._task = self._task.model_copy(update={"likely": {name: str(path) for name, path in likely.items()}})
+    def _likely(self) -> bool:
+        return self._task is not None and bool(self._task.likely)
+
+    def _give_task(self) -> None:
+        assert self._task is not None, "begin comes first"
+        assert self._child is not None
+        assert self._child.stdin is not None
         self._task.write(self._folder / TASK)
+        with suppress(BrokenPipeError):  # it has ended, as whoever asks it finds out
+            self._child.stdin.write("\n")
+            self._child.stdin.flush()
+
+    def _start(self) -> subprocess.Popen[str]:
         with disk_errors(self._folder), (self._folder / SAID).open("wb") as said:
             return subprocess.Popen(
                 [*self._argv, str(self._folder)], stdin=subprocess.PIPE, stdout=said, stderr=said, text=True
@@ -228,6 +259,10 @@ def main(folder: Path) -> int:
     """Read the frames of the task in `folder`, then score every bundle that standard input names; the exit code."""
     from filmloop.zoo.frames import newest_frames
 
+    with suppress(ImportError):
+        import_module("onnxruntime")
+    if not os.read(sys.stdin.fileno(), 1):
+        return 0  # the caller is gone, or needs nothing
     task = Task.read(folder / TASK)
     try:
         frames = newest_frames([Path(path) for path in task.manifests], task.policy, most=task.most)
@@ -236,8 +271,6 @@ def main(folder: Path) -> int:
         return exc.exit_code
     if not (folder / SEEN).exists():
         frames.seen.write(folder / SEEN)
-    with suppress(ImportError):
-        import_module("onnxruntime")  # while the caller looks which bundles there are
     early = _unasked(task.likely, frames.holdout)
     asked, scores = json.loads(sys.stdin.read() or "{}"), Scores()
     scores.write(folder / SCORES)

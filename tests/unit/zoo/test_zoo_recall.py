@@ -11,11 +11,10 @@ import pytest
 from filmloop.bundle import JOB, WEIGHTS
 from filmloop.core.documents import EvaluationReport, TrainJob
 from filmloop.promotion.publish import rollback
-from filmloop.staging.catalog import sealed_shards
 from filmloop.testing.bundles import seal_bundle
 from filmloop.zoo.embedding import embed
 from filmloop.zoo.index import DATA_TAG, data_tag
-from filmloop.zoo.recall import Animal, decide, look_back
+from filmloop.zoo.recall import Animal, decide
 from rigs.zoo import HYPER, SHAPE, Site, constant_bundle
 
 
@@ -158,9 +157,8 @@ def test_a_damaged_champion_leaves_everything_as_it_was(site: Site) -> None:
 def test_a_registry_that_is_away_leaves_everything_as_it_was(site: Site) -> None:
     site.add(0.3)
     site.make_champion(site.add(0.5))
-    parts, shards = site.parts, sealed_shards(site.home.stage)
     site.registry.away = True
-    found = look_back(parts, shards, lambda: "2", folder=site.folder / "look", tell=lambda text: None)
+    found = site.look_back(site.parts, lambda: "2")
     assert (found.base, found.fits) == ("2", "")
     assert "could not be used" in found.message
     assert found.data is not None, "the next version is told what it was trained on all the same"

@@ -29,16 +29,20 @@ import os, signal, sys
 from pathlib import Path
 from filmloop.core.documents import HoldoutPolicy
 from filmloop.zoo.scoring import Scorer
-scorer = Scorer([Path(sys.argv[1])], HoldoutPolicy(permille=500), most=100, folder=Path(sys.argv[2]), deadline_s=60)
-scorer.seen()
+scorer = Scorer(Path(sys.argv[2]), deadline_s=60)
+scorer.load()
+if sys.argv[3] == "reads":
+    scorer.begin([Path(sys.argv[1])], HoldoutPolicy(permille=500), most=100)
+    scorer.seen()
 print(scorer._child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_scorer_of_a_killed_cycle_ends_too(site: Site) -> None:
+@pytest.mark.parametrize("when", ["loads", "reads"])
+def test_the_scorer_of_a_killed_cycle_ends_too(site: Site, when: str) -> None:
     (manifest,) = site.manifests()
-    argv = [sys.executable, "-c", ORPHAN, str(manifest), str(site.folder / "work")]
+    argv = [sys.executable, "-c", ORPHAN, str(manifest), str(site.folder / "work"), when]
     killed = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -9, killed.stderr
     end_s = time.monotonic() + 30
