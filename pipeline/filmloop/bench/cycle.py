@@ -2,9 +2,10 @@
 
 - cold: `filmloop retrain` in an empty folder, nothing running: it starts edge, registry and warm worker.
 - warm: `filmloop retrain --no-edge` beside a running edge, registry and worker, as the units in docs/howto have it.
-- recovery: the beam drifts in the simulator; a cycle starts as soon as it has enough frames from after the drift.
+- recovery: the beam drifts in the simulator; a cycle starts as soon as it has enough frames from after the drift, and
+  trains as long as a site does by default.
 
-Trainings are short, because only the rest is of interest; its peer is the training of the default length.
+The other trainings are short, because only the rest is of interest; its peer is the training of the default length.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ _PATIENCE_S = 300.0
 
 def measure(folder: Path, *, warm: int, quick: bool = False) -> dict[str, Any]:
     """One cold cycle, `warm` warm ones, one drift and what heals it. `quick` trains too little to heal anything."""
-    before = Machine()
+    before, default_s = Machine(), SiteConfig().training.hyper.train_s
     time.sleep(2.0)
     others = before.others_cores()  # before, not during: edge, server and ranks cannot be told from others
     site = _site(folder, quick)
@@ -58,14 +59,13 @@ def measure(folder: Path, *, warm: int, quick: bool = False) -> dict[str, Any]:
         _make_champion(site, cold[0])
         with _edge(site):
             later = [_warm_cycle(site) for _ in range(warm)]
-        recovery = _recovery(site)
+        recovery = _recovery(site if quick else _with_train_s(site, default_s))
     finally:
         if (worker := warm_worker(site)) is not None:
             worker.stop()
         stop_server(site.home)
     reports = [report for report, _ in later]
     overhead_warm_s = _median([report["overhead_s"] for report in reports], 2)
-    default_s = SiteConfig().training.hyper.train_s
     return {
         "overhead_cold_s": round(cold[0]["overhead_s"], 2),
         "overhead_warm_s": overhead_warm_s,
@@ -97,6 +97,13 @@ def _site(folder: Path, quick: bool) -> Site:
     config, file = parse_site(values), folder / "site.json"
     atomic_write_json(file, config.as_json())
     return Site(file=file, config=config, home=Home(folder / "home"))
+
+
+def _with_train_s(site: Site, train_s: float) -> Site:
+    training = site.config.training
+    hyper = training.hyper.model_copy(update={"train_s": train_s})
+    training = training.model_copy(update={"hyper": hyper})
+    return replace(site, config=site.config.model_copy(update={"training": training}))
 
 
 def _retrain(site: Site, *words: str) -> tuple[dict[str, Any], float]:
