@@ -2,6 +2,8 @@
 
 - One process and two: the training loop of a job under torchrun, without evaluation and bundle, on a shard with 32,000 frames to train on
   (the published job: 32,000 frames, 50 epochs, 4 GPUs; github.com/lzhengchun/nnTrainFlow), batches of 256 whatever the number of processes.
+- Apart: two trainings at the same time that know nothing of each other, on half batches; what two cores of this machine can give, which
+  may be less than twice one.
 - `loader`: batches of frames without training, beside `torch.utils.data.DataLoader` over the same shard.
 - `step_ms`: the parts of a step of one process.
 
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +60,15 @@ def measure(model: str, rounds: int, steps: int, seconds: float, folder: Path, *
         frames: Frames to train on, about; `EPOCH_FRAMES` for figures that are to be quoted.
 
     Returns:
-        `speedup_2` (frames a second of two processes over those of one), `frames_per_s`, `epoch_s` (32,000 frames) and
+        `speedup_2` (frames a second of two processes over those of one), `speedup_apart` (the same of two that know nothing
+        of each other), `together_to_apart`, `frames_per_s`, `epoch_s` (32,000 frames) and
         `loader_idle_share` by number of processes, `loader`, `step_ms`, and what was trained.
     """
     staged = frames * 1000 // (1000 - _HELD_PERMILLE)
     shard = staged_frames(folder / "stage", simulated_counts(staged))
     rates: dict[int, list[float]] = {1: [], 2: []}
     idle: dict[int, list[float]] = {1: [], 2: []}
+    apart: list[float] = []
     for number in range(rounds):
         for processes in (1, 2) if number % 2 == 0 else (2, 1):
             job = _job(folder / f"run{number}-{processes}", shard, model, steps=steps)
@@ -71,12 +76,16 @@ def measure(model: str, rounds: int, steps: int, seconds: float, folder: Path, *
             lines = _loss_lines(Path(job.output_dir) / METRICS)
             rates[processes].append(statistics.median(line["frames_per_s"] for line in lines))
             idle[processes].append(statistics.fmean(line["loader_idle_share"] for line in lines))
+        apart.append(_apart(folder / f"run{number}-apart", shard, model, steps))
     rate = {processes: statistics.median(values) for processes, values in rates.items()}
     step_ms = _step_ms(_job(folder / "step", shard, model, steps=steps), seconds)
     half_ms = _step_ms(_job(folder / "half", shard, model, steps=steps), seconds, BATCH_FRAMES // 2)
     return {
         "speedup_2": round(rate[2] / rate[1], 3),
         "speedup_2_rounds": [round(two / one, 3) for one, two in zip(rates[1], rates[2], strict=True)],
+        "speedup_apart": round(statistics.median(apart) / rate[1], 3),
+        "speedup_apart_rounds": [round(two / one, 3) for one, two in zip(rates[1], apart, strict=True)],
+        "together_to_apart": round(rate[2] / statistics.median(apart), 3),
         "frames_per_s": {str(processes): round(value) for processes, value in rate.items()},
         "epoch_s": {str(processes): round(EPOCH_FRAMES / value, 3) for processes, value in rate.items()},
         "loader_idle_share": {
@@ -95,8 +104,25 @@ def measure(model: str, rounds: int, steps: int, seconds: float, folder: Path, *
     }
 
 
-def _job(folder: Path, shard: ShardRef, model: str, *, steps: int, loader_mb: float = 2048.0) -> TrainJob:
-    hyper = {"max_steps": steps, "max_epochs": 10**6, "batch_frames": BATCH_FRAMES, "train_s": 1e6}
+def _apart(folder: Path, shard: ShardRef, model: str, steps: int) -> float:
+    """Frames a second of both of two trainings at the same time, in one process each."""
+    jobs = [_job(folder / str(number), shard, model, steps=steps, batch_frames=BATCH_FRAMES // 2) for number in (0, 1)]
+    with ThreadPoolExecutor(len(jobs)) as beside:
+        list(beside.map(lambda job: _run(job, 1), jobs))
+    lines = [_loss_lines(Path(job.output_dir) / METRICS) for job in jobs]
+    return sum(statistics.median(line["frames_per_s"] for line in of_job) for of_job in lines)
+
+
+def _job(
+    folder: Path,
+    shard: ShardRef,
+    model: str,
+    *,
+    steps: int,
+    loader_mb: float = 2048.0,
+    batch_frames: int = BATCH_FRAMES,
+) -> TrainJob:
+    hyper = {"max_steps": steps, "max_epochs": 10**6, "batch_frames": batch_frames, "train_s": 1e6}
     hyper |= {"evaluate_every_steps": 10**6, "loader_mb": loader_mb, "checkpoint_every_s": 15.0}
     job = small_job(folder, shard, hyper=hyper, holdout={"permille": _HELD_PERMILLE}, deadline_s=1e6)
     return job.model_copy(update={"model": ModelChoice(name=model, frame_shape=job.model.frame_shape)})
