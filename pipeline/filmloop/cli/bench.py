@@ -120,7 +120,7 @@ def inference(
 @app.command()
 def warmstart(
     seeds: Annotated[int, typer.Option(help="Of frames, weights and batches.", min=1)] = 5,
-    steps: Annotated[int, typer.Option(help="Of the longest plan from scratch.", min=1)] = 4000,
+    steps: Annotated[int, typer.Option(help="Of the longest plan from scratch.", min=1)] = 8000,
     frames: Annotated[int, typer.Option(help="Of each of the five conditions.", min=256)] = 8192,
     folder: Folder = None,
     quick: Quick = False,

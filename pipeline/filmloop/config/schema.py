@@ -221,7 +221,7 @@ class ZooSection(Section):
         "training; warm_start: training starts from the best one at most; off: always from the champion"
     )  # fmt: skip
     candidates: int = Field(8, ge=1, description="former versions that are scored in a cycle, at most")
-    frames: int = Field(2000, ge=10, description="held-out fresh frames that they are scored on, at most")
+    frames: int = Field(1000, ge=10, description="held-out fresh frames that they are scored on, at most")
     alike: float = Field(
         1.0, gt=0, description="farthest that the newest frames may be from those that a version was trained on, for it "
         "to come back without training; 1 is a noticeable drift"
