@@ -144,7 +144,7 @@ def registry_is_new(site: Site) -> bool:
 
 def load_registry_client(site: Site) -> None:
     """Import what `open_registry` needs, for a caller who waits for a server meanwhile."""
-    from filmloop.adapters.mlflow.client import load
+    from filmloop.adapters.mlflow.loading import load
 
     load(site.config.registry.timeout_s)
 

@@ -1,20 +1,18 @@
 """MLflow's client, quiet and impatient, and its errors in our own words.
 
-`import mlflow` takes about a second, so nothing here imports it before the first call.
+Nothing here imports MLflow before the first call.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-import math
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from filmloop.adapters.mlflow.loading import load
 from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
 
 if TYPE_CHECKING:
@@ -38,40 +36,6 @@ def connect(uri: str, timeout_s: float) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def load(timeout_s: float) -> None:
-    """Import MLflow, well mannered; it takes one to three seconds.
-
-    MLflow takes its manners from the environment and has no other switch: no retries of its own (the default is up to
-    seven with growing pauses: minutes against an absent server; we retry where it makes sense), our time-out, no
-    telemetry, no progress bars, no addresses on stdout. These hold for the whole process and the last call wins.
-    """
-    os.environ.update(
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
-        MLFLOW_HTTP_REQUEST_TIMEOUT=str(max(1, math.ceil(timeout_s))),
-        MLFLOW_DISABLE_TELEMETRY="true",
-        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
-        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
-    )
-    with nullcontext() if "mlflow" in sys.modules else _hidden("pandas"):
-        importlib.import_module("mlflow")
-
-
-@contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Inside the block the package seems not to be installed: MLflow then loads as its slim edition does, in two thirds of the time.
-
-    It is there again afterwards. One that is loaded already is not hidden.
-    """
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]  # as the documentation of sys.modules has it
-    try:
-        yield
-    finally:
-        sys.modules.pop(name, None)  # another thread that loads it too may have been first
 
 
 def _bypass_proxy(loopback: str) -> None:
