@@ -10,13 +10,15 @@ A site swaps once in ten minutes or more; this asks what one swap does, many tim
   is stored with them does. Frames of which both make nearly the same are not judged.
 - `unverified`: swaps after which the served output was not found to be the golden pair's.
 - `p99_ratio`: 99th percentile of the time from a batch's arrival to its result, with swaps / without.
-- `p99_growth`: the same in the last tenth of the swaps / in the first.
+- `p99_ratio_median`: the median of that ratio over the stretches, each beside the pause after it: one stall of the machine cannot make it.
+- `p99_growth`: the 99th percentile in the last tenth of the swaps / in the first.
 
 Shape suffixes: N frames.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -95,6 +97,7 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
     accounting = edge.accounting
     lost = checker.lost(accounting)
     p99_with, p99_without = _p99(swapping), _p99(quiet)
+    with_each, without_each = ([_p99([counts]) for counts in stretches] for stretches in (swapping, quiet))
     done = status.swaps - begun
     return {
         "swaps": done,
@@ -106,6 +109,9 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
         "p99_ms": p99_with,
         "p99_ms_without": p99_without,
         "p99_ratio": round(p99_with / p99_without, 2),
+        "p99_ratio_median": round(statistics.median(a / b for a, b in zip(with_each, without_each, strict=True)), 2),
+        "p99_ms_stretches": with_each,
+        "p99_ms_without_stretches": without_each,
         "p99_growth": round(_p99(swapping[-1:]) / _p99(swapping[:1]), 2),
         "p50_ms": _percentile(swapping, 0),
         "p50_ms_without": _percentile(quiet, 0),
