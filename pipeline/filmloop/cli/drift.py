@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from types import FrameType
 from typing import Any
 
 import typer
@@ -12,6 +10,7 @@ import typer
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile, Source
 from filmloop.cli.output import err, out, print_json, print_table, set_up_logs
+from filmloop.core.signals import stopped_by_signals
 from filmloop.drift.report import DriftReport
 
 app = typer.Typer(help="What changed since the live version went live.", no_args_is_help=True)
@@ -41,20 +40,15 @@ def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) 
 
 @app.command("watch")
 def watch(site_file: SiteFile = None, source: Source = "", sets: Sets = None) -> None:
-    """Wait beside the running edge, and begin a cycle as soon as a drift needs training. SIGTERM ends it."""
+    """Wait beside the running edge, and begin a cycle as soon as a drift needs training. SIGTERM ends it after the cycle under way, a second one at once."""
     set_up_logs()
     from filmloop.watching import Watch
 
     site = open_site(site_file, sets=sets or (), source=source)
     stop = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
     err.print(f"watching the edge of site {site.config.site}; SIGTERM ends it", markup=False)
-    Watch(site, lambda step, text: err.print(f"{step:<9} {text}", markup=False)).run(stop)
+    with stopped_by_signals(stop):
+        Watch(site, lambda step, text: err.print(f"{step:<9} {text}", markup=False)).run(stop)
 
 
 def _rows(seen: DriftReport, policy: str) -> list[tuple[str, Any]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from contextlib import suppress
-from types import FrameType
 
+from filmloop.core.signals import stopped_by_signals
 from filmloop.edge.service import EdgeService
 
 _log = logging.getLogger(__name__)
@@ -27,23 +26,10 @@ def run_until_signalled(service: EdgeService, *, max_frames: int | None = None, 
         FilmloopError: what `EdgeService.run` raises.
     """
     stop = threading.Event()
-    former: dict[signal.Signals, object] = {}
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        for name, handler in former.items():
-            signal.signal(name, handler)  # type: ignore[arg-type]
-        _log.info("%s: sealing the open shard, then stopping", signal.Signals(number).name)
-        stop.set()
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        former[name] = signal.signal(name, on_signal)
     if tied:
         threading.Thread(target=_stop_with_parent, args=(stop,), name="parent-watcher", daemon=True).start()
-    try:
+    with stopped_by_signals(stop, lambda number: _log.info("%s: sealing the open shard, then stopping", number.name)):
         accounting = service.run(stop, max_frames=max_frames)
-    finally:
-        for name, handler in former.items():
-            signal.signal(name, handler)  # type: ignore[arg-type]
     _log.info(
         "stopped: %d frames in, %d inferred, %d staged, not inferred %s, not staged %s, %d never delivered",
         accounting.frames_in,
