@@ -54,7 +54,7 @@ from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.groupfiles import GroupFiles
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
 from filmloop.zoo.recall import Recall, look_back
-from filmloop.zoo.scoring import Scorer
+from filmloop.zoo.scorer import Scorer
 
 _log = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from filmloop.training.load import build_module
 from filmloop.zoo.frames import NewestFrames, newest_frames
 from filmloop.zoo.index import DATA_TAG
 from filmloop.zoo.recall import Recall, look_back
-from filmloop.zoo.scoring import Scorer, Scores
+from filmloop.zoo.scorer import Scorer
+from filmloop.zoo.scoring import Scores
 
 SHAPE = (4, 16)
 HYPER = {"features": 8, "angle_features": 8, "depth": 1}

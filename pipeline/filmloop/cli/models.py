@@ -62,7 +62,7 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
     from filmloop.bootstrap import cycle_parts
     from filmloop.selection import newest, usable_shards
     from filmloop.zoo.recall import look_back
-    from filmloop.zoo.scoring import Scorer
+    from filmloop.zoo.scorer import Scorer
 
     site = open_site(site_file, sets=sets or ())
     registry = open_registry(site, start=True)

@@ -35,7 +35,7 @@ from filmloop.shipping import kept_bundles, local_bundle
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.zoo.embedding import DataEmbedding, difference, distance, embed
 from filmloop.zoo.index import DATA_TAG, Entry, mistrusted, nearest, same_form
-from filmloop.zoo.scoring import Scorer
+from filmloop.zoo.scorer import Scorer
 from filmloop.zoo.seen import Seen
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from filmloop.testing.training import small_job
 from filmloop.training.data import load_data
 from filmloop.training.evaluate import constant_rate, evaluate, rate_function
 from filmloop.training.load import load_module
-from filmloop.zoo import scoring
+from filmloop.zoo import scorer as scorer_module
 from filmloop.zoo.frames import newest_frames
 from rigs.zoo import POLICY, SHAPE, Site, constant_bundle
 
@@ -28,7 +28,7 @@ ORPHAN = """
 import os, signal, sys
 from pathlib import Path
 from filmloop.core.documents import HoldoutPolicy
-from filmloop.zoo.scoring import Scorer
+from filmloop.zoo.scorer import Scorer
 scorer = Scorer(Path(sys.argv[2]), deadline_s=60)
 scorer.load()
 if sys.argv[3] == "reads":
@@ -142,7 +142,7 @@ def test_a_bundle_that_was_replaced_after_it_was_scored_is_scored_anew(site: Sit
 def test_a_bundle_that_nobody_asked_for_takes_no_other_with_it(
     site: Site, act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_UNASKED_S", 0.5)
+    monkeypatch.setattr(scorer_module, "_UNASKED_S", 0.5)
     bundles, told, argv = _early(site, act)
     with site.scorer(likely={"2": bundles["2"]}, argv=argv) as scorer:
         scorer.seen()
