@@ -167,7 +167,7 @@ class Session:
         if now.evaluated_step == now.step:
             return False
         now.evaluated_step = now.step
-        scores_N = self._ranks.joined(self._scores(), self._held_out_frames)
+        scores_N = self._ranks.joined(self._own_scores(), self._held_out_frames)
         score = float(scores_N.mean())
         if not math.isfinite(score):
             raise TrainingError(
@@ -264,7 +264,7 @@ class Session:
         if self._ranks.is_first:
             _cut_metrics(self._folder / METRICS, self.now.metrics_bytes)
 
-    def _scores(self) -> npt.NDArray[np.float64]:
+    def _own_scores(self) -> npt.NDArray[np.float64]:
         """Scores of this rank's part of the hold-out."""
         device, scores_N = self._ranks.device, np.empty(len(self._holdout))
         self._module.eval()
