@@ -14,7 +14,7 @@ from typing import Any
 from filmloop.bootstrap import code_commit
 from filmloop.edge.runtimes.machine import cpu_model
 
-PACKAGES = ("torch", "openvino", "onnxruntime", "zarr", "numcodecs", "tensorstore", "h5py", "numpy")
+PACKAGES = ("torch", "openvino", "onnxruntime", "zarr", "numcodecs", "blosc", "tensorstore", "h5py", "numpy")
 
 
 class Machine:

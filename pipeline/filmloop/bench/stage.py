@@ -42,16 +42,17 @@ POOL_FRAMES = 32768
 LAYOUTS: tuple[Layout, ...] = ("dense", "events")
 Columns = dict[str, npt.NDArray[Any]]
 
-# Blosc of each array: compressor, shuffle, inner block. Written out, to be no echo of ours.
+# Blosc of each array: compressor, shuffle; and its inner block. Written out, to be no echo of ours.
 _PACKERS = {
-    "counts": ("lz4", "bitshuffle", 131072),
-    "hits": ("lz4", "bitshuffle", 131072),
-    "offsets": ("zstd", "shuffle", 0),
-    "pulse_id": ("zstd", "shuffle", 0),
-    "flags": ("lz4", "bitshuffle", 0),
-    "version": ("lz4", "shuffle", 0),
-    "weight": ("lz4", "shuffle", 0),
+    "counts": ("lz4", "bitshuffle"),
+    "hits": ("lz4", "bitshuffle"),
+    "offsets": ("zstd", "shuffle"),
+    "pulse_id": ("zstd", "shuffle"),
+    "flags": ("lz4", "bitshuffle"),
+    "version": ("lz4", "shuffle"),
+    "weight": ("lz4", "shuffle"),
 }
+_BLOCK_BYTES = 131072
 
 
 def measure(rounds: int, frames: int, folder: Path) -> dict[str, Any]:
@@ -156,8 +157,8 @@ def write_zarr_python(folder: Path, columns: Columns) -> None:
     for name, values in columns.items():
         blosc = []
         if name in _PACKERS:
-            cname, shuffle, blocksize = _PACKERS[name]
-            blosc = [BloscCodec(cname=cname, clevel=1, shuffle=shuffle, typesize=values.itemsize, blocksize=blocksize)]
+            packer: Any = dict(zip(("cname", "shuffle"), _PACKERS[name], strict=True))
+            blosc = [BloscCodec(**packer, clevel=1, typesize=values.itemsize, blocksize=_BLOCK_BYTES)]
         array = group.create_array(
             name,
             shape=values.shape,
@@ -181,8 +182,8 @@ def write_tensorstore(folder: Path, columns: Columns) -> None:
         order: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
         codecs: list[dict[str, Any]] = [order]
         if name in _PACKERS:
-            configuration = dict(zip(("cname", "shuffle", "blocksize"), _PACKERS[name], strict=True))
-            configuration |= {"clevel": 1, "typesize": values.itemsize}
+            configuration: dict[str, Any] = dict(zip(("cname", "shuffle"), _PACKERS[name], strict=True))
+            configuration |= {"blocksize": _BLOCK_BYTES, "clevel": 1, "typesize": values.itemsize}
             codecs.append({"name": "blosc", "configuration": configuration})
         codecs.append(crc)
         chunk_shape = _chunk(name, values)
@@ -216,7 +217,7 @@ def write_h5py(folder: Path, columns: Columns) -> None:
         for name, values in columns.items():
             packer: Any = {}
             if name in _PACKERS:
-                cname, shuffle, _ = _PACKERS[name]
+                cname, shuffle = _PACKERS[name]
                 packer = hdf5plugin.Blosc(cname=cname, clevel=1, shuffle=shuffles[shuffle])
             file.create_dataset(name, data=values, chunks=_chunk(name, values), **packer)
 

@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They are for the service, which tells its stages when to stop, in order."""
 
+_ENVIRON = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy's products are small here; a second thread would spin for the next one, 2 % of a core beside the network's."""
+
 
 class Host(Protocol):
     """One stage at work.
@@ -123,6 +126,7 @@ class ProcessHost:
             self._process = subprocess.Popen(
                 [*self._argv, self.role, hand_over(ring)],
                 stdin=subprocess.DEVNULL,
+                env=_ENVIRON | os.environ,
                 pass_fds=(ring.fd, *(bell.fd for bell in ring.bells.values())),
             )
         finally:

@@ -8,19 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import blosc
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc
-
-# Blosc's own threads belong to the whole process: one packing at a time, and every other waits. Without them each call
-# packs in the thread that made it, without the interpreter's lock; what comes out is the same.
-blosc.use_threads = False
 
 _LEVEL = 1
 _SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 BLOCK_BYTES = 131072
 """Blosc's inner block: 128 KiB packs 16x128 counts 5 % faster than blosc's own choice of 32 KiB, and 1 % smaller."""
+
+# These settings are the whole process's, which nobody else uses this package in. Each call packs in the thread that
+# made it, without the interpreter's lock: blosc's own threads would pack one chunk at a time, and every other waits.
+blosc.set_nthreads(1)
+blosc.set_releasegil(True)
+blosc.set_blocksize(BLOCK_BYTES)
 
 CRC32C = {"name": "crc32c"}
 
@@ -37,12 +39,10 @@ class Codec:
     Attributes:
         compressor: Blosc's inner compressor at level 1; None leaves the bytes as they are.
         item_bytes: Size of one number.
-        block_bytes: Blosc's inner block; 0 leaves it to blosc.
     """
 
     compressor: Literal["lz4", "zstd"] | None
     item_bytes: int
-    block_bytes: int = 0
 
     @property
     def _shuffle(self) -> str:
@@ -54,13 +54,8 @@ class Codec:
         if self.compressor is None:
             packed = values.tobytes()
         else:
-            packed = blosc.compress(
-                values,
-                self.compressor.encode(),
-                _LEVEL,
-                _SHUFFLES[self._shuffle],
-                self.block_bytes,
-                self.item_bytes,
+            packed = blosc.compress_ptr(
+                values.ctypes.data, values.size, self.item_bytes, _LEVEL, _SHUFFLES[self._shuffle], self.compressor
             )
         return packed, crc32c(packed)
 
@@ -73,7 +68,7 @@ class Codec:
                 "cname": self.compressor,
                 "clevel": _LEVEL,
                 "shuffle": self._shuffle,
-                "blocksize": self.block_bytes,
+                "blocksize": BLOCK_BYTES,
             }
             chain.append({"name": "blosc", "configuration": configuration})
         return [*chain, CRC32C]

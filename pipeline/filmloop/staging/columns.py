@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.core.types import FrameBlock
-from filmloop.staging.codec import BLOCK_BYTES, Codec
+from filmloop.staging.codec import Codec
 from filmloop.staging.events import Events
 from filmloop.staging.layout import METADATA
 from filmloop.staging.schema import (
@@ -146,6 +146,4 @@ class FrameColumns:
 
 
 def _codec(spec: ArraySpec) -> Codec:
-    # The inner block was measured on chunks of counts and of hits; small arrays and zstd do best with blosc's own.
-    block_bytes = BLOCK_BYTES if spec.chunked and spec.compressor == "lz4" else 0
-    return Codec(compressor=spec.compressor, item_bytes=np.dtype(spec.dtype).itemsize, block_bytes=block_bytes)
+    return Codec(compressor=spec.compressor, item_bytes=np.dtype(spec.dtype).itemsize)

@@ -8,16 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import blosc
+import numcodecs
 import numpy as np
 import pytest
 import zarr
-from numcodecs import blosc
 
 from filmloop.staging.codec import Codec
 from filmloop.staging.zarrfile import ChunkedColumn, GroupFolder
 from filmloop.testing.shards import example_block, write_shard
 
-COUNTS = Codec(compressor="lz4", item_bytes=1, block_bytes=131072)
+COUNTS = Codec(compressor="lz4", item_bytes=1)
 
 
 @pytest.mark.parametrize("layout", ["dense", "events"])
@@ -81,6 +82,16 @@ def test_the_inner_block_on_disk_is_the_one_that_the_metadata_tell_of(tmp_path: 
     assert int.from_bytes(packed[8:12], "little") == chain[0].blocksize == 131072
 
 
+@pytest.mark.parametrize(
+    ("compressor", "dtype", "shuffle"),
+    [("lz4", "uint8", 2), ("lz4", "uint16", 2), ("lz4", "float32", 1), ("zstd", "uint64", 1), ("zstd", "float16", 1)],
+)
+def test_a_chunk_is_packed_as_numcodecs_would_to_the_byte(compressor: str, dtype: str, shuffle: int) -> None:
+    values = np.random.default_rng(2).poisson(0.3, (200, 16, 128)).astype(dtype)
+    packed, _ = Codec(compressor=compressor, item_bytes=values.itemsize).pack(values)
+    assert packed == numcodecs.Blosc(compressor, 1, shuffle, 131072, typesize=values.itemsize).encode(values)
+
+
 def test_packing_leaves_the_interpreter_to_other_threads() -> None:
     # 64 MB take some 50 ms; a thread that could not run meanwhile would count nothing.
     values = np.random.default_rng(1).poisson(0.3, (32768, 16, 128)).astype(np.uint8)
@@ -100,7 +111,8 @@ def test_packing_leaves_the_interpreter_to_other_threads() -> None:
     finally:
         stop.set()
         counter.join()
-    assert blosc.use_threads is False
+    # It tells the former value.
+    assert blosc.set_nthreads(1) == 1
 
 
 def test_a_file_is_hashed_as_it_is_written_and_never_written_twice(tmp_path: Path) -> None:
