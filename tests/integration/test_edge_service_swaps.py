@@ -151,7 +151,7 @@ def test_an_edge_that_looks_once_an_hour_looks_when_it_is_asked_to_and_tells_at_
 class Blinded:
     """Weights that make no numbers of any frame, though they did of those that they were proven with."""
 
-    version, name, lanes, batch_frames = "9", "blinded", 1, 32
+    version, name, lanes, batch_frames, most_frames = "9", "blinded", 1, 32, 32
 
     def start(self, counts_NCE, *, dense=False, surprise=False):
         self.frames = len(counts_NCE)

@@ -38,7 +38,7 @@ class Corrected:
     def __init__(self, runtime: InferenceRuntime, gain: Gain, sort_key: SortKey | None) -> None:
         self.base, self.gain, self._sort_key = runtime, gain, sort_key
         self.version, self.name, self.batch_frames = runtime.version, runtime.name, runtime.batch_frames
-        self.lanes = runtime.lanes
+        self.most_frames, self.lanes = runtime.most_frames, runtime.lanes
         self._before_C1, self._after_C1 = gain.before_C[:, None], gain.after_C[:, None]
         # One for each batch under way, and one that is being filled.
         self._scaled: deque[Floats] = deque()
@@ -61,7 +61,7 @@ class Corrected:
 
     def _scaled_of(self, counts_NCE: Counts) -> Floats:
         if not self._scaled:
-            shape = (self.batch_frames, *counts_NCE.shape[1:])
+            shape = (self.most_frames, *counts_NCE.shape[1:])
             self._scaled.extend(np.empty(shape, np.float32) for _ in range(self.lanes + 1))
         self._scaled.rotate(-1)
         return np.multiply(counts_NCE, self._before_C1, out=self._scaled[-1][: len(counts_NCE)])

@@ -56,13 +56,15 @@ class InferenceRuntime(Protocol):
     Attributes:
         version: Registry version of the weights it serves.
         name: What runs it: a value of `edge.runtime` other than `auto`.
-        batch_frames: Most frames of one `start`.
+        batch_frames: Most frames of one `start` while the edge keeps up: so many are inferred within its latency budget.
+        most_frames: Most frames of one `start` at all. Who is behind takes these: larger batches are faster for all.
         lanes: How many batches may be under way at once; with more the call waits.
     """
 
     version: str
     name: str
     batch_frames: int
+    most_frames: int
     lanes: int
 
     def start(
@@ -72,7 +74,7 @@ class InferenceRuntime(Protocol):
         dense: bool = False,
         surprise: bool = False,
     ) -> Pending:
-        """Begin with at most `batch_frames` frames, (N, C, E), which must not change before their result.
+        """Begin with at most `most_frames` frames, (N, C, E), which must not change before their result.
 
         The detector's counts are uint8; counts that were scaled are float32, and may be slower.
 

@@ -281,7 +281,7 @@ def test_a_disk_that_refuses_costs_the_memory_and_nothing_else(tmp_path, caplog)
 class Twice:
     """A network that doubles."""
 
-    version, name, batch_frames, lanes, closed = "3", "twice", 32, 4, 0
+    version, name, batch_frames, most_frames, lanes, closed = "3", "twice", 32, 64, 4, 0
 
     def start(self, counts_NCE, *, dense=False, surprise=False):
         assert not surprise, "it would be that of the scaled counts"
@@ -312,7 +312,7 @@ def test_counts_are_divided_and_rates_multiplied_and_keys_are_those_of_the_corre
     plain = runtime.start(counts_NCE).result()
     assert plain.rate_NCE is None
     assert plain.surprise_N is None
-    assert (runtime.version, runtime.name, runtime.batch_frames) == ("3", "twice", 32)
+    assert (runtime.version, runtime.name, runtime.batch_frames, runtime.most_frames) == ("3", "twice", 32, 64)
     runtime.close()
     assert base.closed == 1
 

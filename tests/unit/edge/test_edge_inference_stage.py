@@ -28,7 +28,7 @@ SORT_KEY = get_model("mixer").sort_key
 class Gain:
     """A network that multiplies; its batches take as long as they are told to."""
 
-    name, batch_frames = "gain", 32
+    name, batch_frames, most_frames = "gain", 32, 32
 
     def __init__(self, version, gain, *, lanes=1, served=None, turned=0.0, pause_s=0.0):
         self.turned = turned
@@ -159,6 +159,20 @@ def test_every_frame_gets_the_version_and_the_key_of_the_weights_that_made_them(
     assert (ring.version_F[:1000] == 7).all()
     np.testing.assert_allclose(ring.phase_F[:1000], keys(1000), atol=1e-5)
     assert work.news()["version"] == "7"
+
+
+def test_a_backlog_is_inferred_in_the_largest_batches_and_a_trickle_in_small_ones(ring):
+    runtime = Gain("7", 2.0)
+    runtime.most_frames = 128
+    with Working(ring, Store(proven(runtime))) as work:
+        until(lambda: work.news().get("version") == "7")
+        for done in (100, 200):
+            work.feed(100)
+            until(lambda done=done: ring.inference.get("done") == done)
+        assert max(runtime.started) == 32
+        work.feed(500)
+    assert runtime.started[-7:] == [128, 128, 128, 32, 32, 32, 20]
+    np.testing.assert_allclose(ring.phase_F[:700], keys(700), atol=1e-5)
 
 
 def test_without_weights_frames_pass_marked_as_such(ring):

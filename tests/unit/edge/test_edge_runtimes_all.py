@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from filmloop.bundle import load_golden
-from filmloop.edge.runtimes.checks import check_finite, check_golden
+from filmloop.edge.runtimes.checks import check_finite, check_golden, phase_tolerance
 from filmloop.edge.runtimes.cuda import CudaRuntime
 from filmloop.edge.runtimes.make import make_runtime, tolerance_of
 from filmloop.edge.runtimes.pending import surprise_of
@@ -164,6 +164,15 @@ def test_read_only_and_strided_counts_are_fine_and_stay_as_they_were(runtime):
     np.testing.assert_array_equal(runtime.start(strided).result().phase_N, wanted)
     runtime.start(counts[:BATCH]).result()
     np.testing.assert_array_equal(counts, before)
+
+
+def test_a_backlog_of_many_small_batches_is_taken_at_once(runtime, tolerance, module):
+    counts = draw(runtime.most_frames, seed=5)
+    inferred = runtime.start(counts, dense=True).result()
+    assert relative(inferred.rate_NCE, exact(module, counts)) < tolerance
+    assert runtime.most_frames == (BATCH if runtime.name == "cuda" else 256)
+    off_N = inferred.phase_N[-BATCH:] - runtime.start(counts[-BATCH:]).result().phase_N
+    assert np.median(np.abs(np.angle(np.exp(1j * off_N)))) < phase_tolerance(tolerance)
 
 
 def test_a_batch_cut_over_the_streams_comes_back_in_order(bundle, module):

@@ -65,7 +65,9 @@ def check_golden(
         _relative(runtime, runtime.infer(counts), golden_NCE) for counts in (counts_NCE, counts_NCE.astype(np.float32))
     ]
     worst = _within(runtime, max(ways, key=_badness), tolerance)
-    for frames in sorted({min(size, runtime.batch_frames) for size in (*_SIZES, runtime.batch_frames)}):
+    for frames in sorted(
+        {min(size, runtime.batch_frames) for size in _SIZES} | {runtime.batch_frames, runtime.most_frames}
+    ):
         rows = np.arange(frames) % len(counts_NCE)
         worst = max(
             worst,
@@ -98,9 +100,9 @@ def check_served(
         VerificationError: it is above `tolerance` or not a number, the output has another shape, or the keys differ.
     """
     relative = 0.0
-    for start in range(0, len(counts_NCE), runtime.batch_frames):
-        part_NCE = counts_NCE[start : start + runtime.batch_frames]
-        golden_part_NCE = golden_NCE[start : start + runtime.batch_frames]
+    for start in range(0, len(counts_NCE), runtime.most_frames):
+        part_NCE = counts_NCE[start : start + runtime.most_frames]
+        golden_part_NCE = golden_NCE[start : start + runtime.most_frames]
         served = runtime.start(part_NCE, dense=wanted.dense, surprise=wanted.surprise).result()
         if sort_key is not None:
             _check_keys(runtime, served.phase_N, sort_key(golden_part_NCE), phase_tolerance(tolerance))

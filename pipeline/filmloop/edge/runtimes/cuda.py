@@ -188,7 +188,7 @@ class CudaRuntime:
         tuned: bool = False,
         engine: Engine | None = None,
     ) -> None:
-        self.version, self.batch_frames = version, batch_frames
+        self.version, self.batch_frames, self.most_frames = version, batch_frames, batch_frames
         self._engine: Engine = engine or CudaEngine()
         self._shape, self._sort_key = frame_shape, sort_key
         self._sizes = sorted({size for size in _SIZES if size < batch_frames} | {batch_frames})

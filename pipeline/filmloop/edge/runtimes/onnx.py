@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from filmloop.edge.runtimes.pending import Counts, Done, Floats, in_batches, inferred_from_rates
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Done, Floats, in_batches, inferred_from_rates
 from filmloop_models.spec import SortKey
 
 
@@ -21,7 +21,7 @@ class OnnxRuntime:
         path: The file.
         version: Registry version of its weights.
         frame_shape: (C, E).
-        batch_frames: Most frames that the network sees at once; larger blocks are cut.
+        batch_frames: Most frames of one `start` while the edge keeps up, and of one call of the network in `infer`.
         sort_key: Of the model.
         threads: CPU threads.
     """
@@ -40,14 +40,15 @@ class OnnxRuntime:
         threads: int = 1,
     ) -> None:
         self.version, self.batch_frames, self._sort_key = version, batch_frames, sort_key
+        self.most_frames = max(batch_frames, BACKLOG_FRAMES)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # errors: it warns of initialisers that nothing uses
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
-        self._counts_NCE = np.zeros((batch_frames, *frame_shape), np.float32)
+        self._counts_NCE = np.zeros((self.most_frames, *frame_shape), np.float32)
         # A result outlives the two batches after it.
-        self._rates = [np.empty((batch_frames, *frame_shape), np.float32) for _ in range(3)]
+        self._rates = [np.empty((self.most_frames, *frame_shape), np.float32) for _ in range(3)]
         self._turn = 0
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Done:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from filmloop.edge.runtimes.graph import rewrite, with_bytes_in, with_heads
-from filmloop.edge.runtimes.pending import Counts, Floats, Later, brightened, in_batches, phase_of
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, brightened, in_batches, phase_of
 from filmloop.edge.runtimes.quantise import quantiser
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
@@ -80,7 +80,7 @@ class OpenVinoRuntime:
         name: `openvino-f32`, `openvino-bf16` or `openvino-int8`.
         version: Registry version of its weights.
         frame_shape: (C, E).
-        batch_frames: Most frames of one `start`.
+        batch_frames: Most frames of one `start` while the edge keeps up; a backlog comes in several of these at once.
         sort_key: Of the model.
         threads: CPU threads: as many streams of one thread each.
         calibration_NCE: Counts by which `openvino-int8` finds its ranges; counts scaled to float32 are no whole numbers
@@ -103,6 +103,7 @@ class OpenVinoRuntime:
         calibration_NCE: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         self.name, self.version, self.batch_frames = name, version, batch_frames
+        self.most_frames = max(batch_frames, BACKLOG_FRAMES)
         self._model, self._shape, self._sort_key = core().read_model(path), frame_shape, sort_key
         self._weights_EK = None if sort_key is None else sort_key.weights(frame_shape[1])
         self._options = {
@@ -123,7 +124,7 @@ class OpenVinoRuntime:
         self._bases: dict[int, ov.Model] = {}
         self._nets: dict[tuple[_Kind, int], _Net] = {}
         self._under_way: deque[Later] = deque()
-        shapes = self._shapes(parts * self._part)
+        shapes = self._shapes(-(-self.most_frames // self._part) * self._part)
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:

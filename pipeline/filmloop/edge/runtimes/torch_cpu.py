@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from filmloop.edge.runtimes.machine import cores
-from filmloop.edge.runtimes.pending import Counts, Done, Floats, in_batches, inferred_from_rates
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Done, Floats, in_batches, inferred_from_rates
 from filmloop_models.spec import SortKey
 
 
@@ -24,7 +24,7 @@ class TorchRuntime:
         module: float32 counts (N, C, E) to float32 rates (N, C, E).
         version: Registry version of its weights.
         frame_shape: (C, E).
-        batch_frames: Most frames that the module sees at once; larger blocks are cut.
+        batch_frames: Most frames of one `start` while the edge keeps up, and of one call of the module in `infer`.
         sort_key: Of the model.
         threads: CPU threads of one operation; 0 leaves them as they are.
     """
@@ -43,9 +43,10 @@ class TorchRuntime:
         threads: int = 0,
     ) -> None:
         self.version, self.batch_frames = version, batch_frames
+        self.most_frames = max(batch_frames, BACKLOG_FRAMES)
         self._module, self._sort_key = module.eval(), sort_key
         self._threads, self._caller = threads, 0
-        self._input = torch.zeros((batch_frames, *frame_shape), dtype=torch.float32)
+        self._input = torch.zeros((self.most_frames, *frame_shape), dtype=torch.float32)
         # NumPy's u8 -> f32 copy also takes read-only arrays, which torch.from_numpy warns about.
         self._input_NCE: npt.NDArray[np.float32] = self._input.numpy()
 

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S = 0.2
 _UNINFERRED_FRAMES = 4096
+_BACKLOG_BATCHES = 4
+"""With more batches than these waiting the latency budget is missed anyway: the largest ones catch up soonest."""
 _SERVED_FRAMES = 16
 """Golden frames that are served at a swap: the watcher has tried them all. 16 take 1 ms, 64 took 3 to 19 ms."""
 
@@ -159,12 +161,13 @@ class InferenceStage(Stage):
 
     def _start(self, head: int) -> None:
         """Begin with the next batch; without a model there is nothing to begin."""
-        ring, runtime = self.ring, self._runtime
-        frames = _UNINFERRED_FRAMES if runtime is None else runtime.batch_frames
-        places = ring.span(self._started, min(head, self._started + frames))
+        ring, runtime, waiting = self.ring, self._runtime, head - self._started
         if runtime is None:
-            self._put_uninferred(places, 0)
+            self._put_uninferred(ring.span(self._started, self._started + min(waiting, _UNINFERRED_FRAMES)), 0)
             return
+        piled_up = waiting > _BACKLOG_BATCHES * runtime.batch_frames
+        frames = min(waiting, runtime.most_frames if piled_up else runtime.batch_frames)
+        places = ring.span(self._started, self._started + frames)
         self._started += places.stop - places.start
         wanted = self._wanted
         pending = runtime.start(ring.counts_FCE[places], dense=wanted.dense, surprise=wanted.surprise)
