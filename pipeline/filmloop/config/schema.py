@@ -60,8 +60,10 @@ class EdgeSection(Section):
         20.0, gt=0, description="from arrival to result: frames wait at most half of it for others to be inferred with"
     )
     batch_frames: int = Field(
-        0, ge=0, description="frames that are inferred together, at most; 0: what suits, 256 on a CPU and 4096 on a GPU. "
-        "A backlog is taken 256 at a time on a CPU"
+        0,
+        ge=0,
+        description="frames that are inferred together, at most; 0: what suits, 256 on a CPU and 4096 on a GPU. "
+        "A backlog is taken 256 at a time on a CPU",
     )
     tune: bool = Field(
         False, description="on a GPU, compile the network: three times as fast for one of convolutions, for half a minute "
