@@ -93,6 +93,8 @@ def slurm_compute(
 def _whole(rig: Compute, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compute]:
     for name, value in rig.endpoint.environ.items():
         monkeypatch.setenv(name, value)
+    # Another endpoint's test may have stopped the broker that they share: this one comes back within minutes by itself.
+    rig.endpoint.restore()
     yield rig
     _end_watchers()
     rig.hosted.reset()
