@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 _LEVEL = 1
 _SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
-BLOCK_BYTES = 131072
+_BLOCK_BYTES = 131072
 """Blosc's inner block: 128 KiB packs 16x128 counts 5 % faster than blosc's own choice of 32 KiB, and 1 % smaller."""
 
-# These settings are the whole process's, which nobody else uses this package in. Each call packs in the thread that
-# made it, without the interpreter's lock: blosc's own threads would pack one chunk at a time, and every other waits.
+# Settings of the whole process; nothing else in it uses this package. Each call packs in the thread that made it,
+# without the interpreter's lock: blosc's own threads would pack one chunk at a time, and every other would wait.
 blosc.set_nthreads(1)
 blosc.set_releasegil(True)
-blosc.set_blocksize(BLOCK_BYTES)
+blosc.set_blocksize(_BLOCK_BYTES)
 
 CRC32C = {"name": "crc32c"}
 
@@ -50,13 +50,15 @@ class Codec:
         return "bitshuffle" if self.compressor == "lz4" and self.item_bytes <= 2 else "shuffle"
 
     def pack(self, values: npt.NDArray[np.generic]) -> tuple[bytes, bytes]:
-        """The packed bytes of one whole chunk, and the CRC that follows them. `values` is C-contiguous."""
+        """The packed bytes of one whole chunk, and the CRC that follows them.
+
+        Raises:
+            ValueError: `values` is to be compressed and not C-contiguous.
+        """
         if self.compressor is None:
             packed = values.tobytes()
         else:
-            packed = blosc.compress_ptr(
-                values.ctypes.data, values.size, self.item_bytes, _LEVEL, _SHUFFLES[self._shuffle], self.compressor
-            )
+            packed = blosc.compress(values, self.item_bytes, _LEVEL, _SHUFFLES[self._shuffle], self.compressor)
         return packed, crc32c(packed)
 
     def metadata(self) -> list[dict[str, Any]]:
@@ -68,7 +70,7 @@ class Codec:
                 "cname": self.compressor,
                 "clevel": _LEVEL,
                 "shuffle": self._shuffle,
-                "blocksize": BLOCK_BYTES,
+                "blocksize": _BLOCK_BYTES,
             }
             chain.append({"name": "blosc", "configuration": configuration})
         return [*chain, CRC32C]

@@ -92,6 +92,11 @@ def test_a_chunk_is_packed_as_numcodecs_would_to_the_byte(compressor: str, dtype
     assert packed == numcodecs.Blosc(compressor, 1, shuffle, 131072, typesize=values.itemsize).encode(values)
 
 
+def test_values_that_do_not_lie_in_order_are_refused_and_never_packed_as_others() -> None:
+    with pytest.raises(ValueError, match="contiguous"):
+        COUNTS.pack(np.zeros((4, 4, 16), np.uint8)[:, ::2])
+
+
 def test_packing_leaves_the_interpreter_to_other_threads() -> None:
     # 64 MB take some 50 ms; a thread that could not run meanwhile would count nothing.
     values = np.random.default_rng(1).poisson(0.3, (32768, 16, 128)).astype(np.uint8)
