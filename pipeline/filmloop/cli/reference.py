@@ -44,8 +44,8 @@ error: the cycle ends with `refused` and exit code 0. What to do about each: [wh
 |---|---|---|---|
 """
 _ERRORS_TAIL = """
-Other exit codes: 0 done (also `refused`, `undecided`, `nothing_to_do` and `busy`), 1 a Python traceback, which is a bug, 2 also
-for a wrong option, 130 interrupted with Ctrl-C.
+Other exit codes: 0 done (also `refused`, `undecided`, `nothing_to_do` and `busy`), 70 also a Python traceback, which is a
+bug, 2 also for a wrong option, 130 interrupted with Ctrl-C.
 
 ```text
 {tree}
@@ -95,7 +95,7 @@ def _walk(words: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def _command(words: str, command: Any) -> str:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and p.name not in _SHARED]
+    options = [p for p in command.params if _is_told(p) and p.name not in _SHARED]
     shared = [_names(p) for p in command.params if p.name in _SHARED]
     usage = " ".join((f"filmloop {words}", *(p.name.upper() for p in arguments), *(["[OPTIONS]"] if shared else [])))
     lines = [f"\n## `filmloop {words}`\n", f"```text\n{usage}\n```\n", inspect.cleandoc(command.help or ""), ""]
@@ -107,6 +107,11 @@ def _command(words: str, command: Any) -> str:
     if shared:
         lines += [f"Also {', '.join(shared)}.", ""]
     return "\n".join(lines)
+
+
+def _is_told(param: Any) -> bool:
+    """Hidden options are for programs of this project."""
+    return param.param_type_name == "option" and not param.hidden
 
 
 def _names(param: Any) -> str:

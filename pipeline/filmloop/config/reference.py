@@ -61,7 +61,7 @@ def _sections(
 
 def _table(title: str, node: Schema, defs: Schema) -> str:
     rows = [
-        f"| `{key}` | {_type(below, defs)} | {_default(key, node)} | {_cell(below.get('description', ''))} |"
+        f"| `{key}` | {_cell(_type(below, defs))} | {_cell(_default(key, node))} | {_cell(below.get('description', ''))} |"
         for key, below in node["properties"].items()
         if not _is_section(below, defs)
     ]

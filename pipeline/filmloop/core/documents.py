@@ -175,7 +175,7 @@ class WeightsRef(Document):
 
 
 class TrainHyper(Document):
-    """How to train. Defaults were measured on public simulator frames: docs/explanation/learning-without-labels.md."""
+    """How to train; what was tried is in docs/explanation/training.md."""
 
     mode: Literal["thinning", "labelled"] = Field("thinning", description="thinning needs no labels")
     batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
