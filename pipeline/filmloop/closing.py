@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _KEEP_CYCLES = 50  # whose bundle and moves stay on this side; the registry has every bundle
 _KEEP_WEIGHTS = 5  # at least: the zoo keeps what it scores in a cycle
 _KEEP_FAILED = 3  # failed runs whose folder stays on the cluster, for a person to look at
+_FORMER_FAILED = 10  # before those: one goes with each failure, and ten tidyings may fail in a row
 _SHARD_DEPTH = 4  # parts of data/<stream>/<run>/<shard's group or manifest>
 
 
@@ -128,7 +129,9 @@ def _tidy(cycle: Cycle) -> None:
         parts = cycle.parts
         parts.ledger.forget_shards(keep={shard.shard_id for shard in sealed_shards(parts.home.stage)})
         keep_weights = max(_KEEP_WEIGHTS, parts.config.zoo.candidates + 2)
-        remove_old(parts.home, keep_cycles=_KEEP_CYCLES, keep_weights=keep_weights)
+        # By the ledger's order: were a clock set back, this cycle's own name might come before that of fifty older ones.
+        newest_ids = {cycle.id, *(row.cycle_id for row in parts.ledger.history(_KEEP_CYCLES))}
+        remove_old(parts.home, keep_cycles=newest_ids, keep_weights=keep_weights)
     except FilmloopError as exc:
         _log.warning("cycle %s was not tidied: %s", cycle.id, exc.message)
     except Exception:
@@ -148,7 +151,7 @@ def _free_cluster(cycle: Cycle) -> None:
     # Shards that a failed cycle had shipped are in no other cycle's books.
     there = {"/".join(path.split("/")[:_SHARD_DEPTH]) for path in parts.mover.placed(f"data/{parts.stream}")}
     paths = sorted(there - needed)
-    model, failed = parts.registry.model, [row for row in parts.ledger.history(_KEEP_CYCLES) if row.outcome == "failed"]
+    model, failed = parts.registry.model, parts.ledger.history(_KEEP_FAILED + _FORMER_FAILED, outcome="failed")
     paths += [f"runs/{row.cycle_id}" for row in failed[_KEEP_FAILED:]]
     if trained:
         paths.append(f"runs/{cycle.id}")

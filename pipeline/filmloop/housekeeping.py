@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from filmloop.config.paths import UNSWEPT, Home
 
 
-def remove_old(home: Home, *, keep_cycles: int, keep_weights: int) -> None:
-    """Remove the bundles and the journals of moves and launches of all but the newest cycles, and all but the newest downloaded weights.
+def remove_old(home: Home, *, keep_cycles: Collection[str], keep_weights: int) -> None:
+    """Remove the bundles and the journals of moves and launches of all cycles but these, and all but the newest downloaded weights.
 
-    Cycle ids sort by time. A move that may have left something on a disk keeps its journal until that is gone. What cannot be removed now is removed after a later cycle.
+    A move that may have left something on a disk keeps its journal until that is gone. What cannot be removed now is removed after a later cycle.
     """
-    for cycle in sorted(path for path in _children(home.cycles) if path.is_dir())[:-keep_cycles]:
+    for cycle in _children(home.cycles):
+        if cycle.name in keep_cycles:
+            continue
         shutil.rmtree(cycle / "bundle", ignore_errors=True)
         for journal in _children(home.moves):
             if journal.name.startswith(f"{cycle.name}-") and not (journal / UNSWEPT).exists():

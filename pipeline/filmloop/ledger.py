@@ -124,7 +124,7 @@ class Ledger:
 
     def open_cycle(self) -> CycleRow | None:
         """The cycle that was begun and not finished, if there is one."""
-        rows = self._cycles("WHERE finished_utc IS NULL ORDER BY started_utc LIMIT 1")
+        rows = self._cycles("WHERE finished_utc IS NULL ORDER BY rowid LIMIT 1")
         return rows[0] if rows else None
 
     def start_cycle(self) -> CycleRow:
@@ -158,9 +158,9 @@ class Ledger:
                 (utc_now(), outcome, json.dumps(summary), cycle_id),
             )
 
-    def history(self, limit: int = 20) -> list[CycleRow]:
-        """The latest cycles, newest first."""
-        return self._cycles("ORDER BY started_utc DESC, rowid DESC LIMIT ?", limit)
+    def history(self, limit: int = 20, *, outcome: str = "") -> list[CycleRow]:
+        """The latest cycles, or those that ended with `outcome`, newest first: as they were begun, whatever the clock said."""
+        return self._cycles("WHERE ? IN ('', outcome) ORDER BY rowid DESC LIMIT ?", outcome, limit)
 
     def begin_step(self, cycle_id: str, name: str) -> StepRow:
         """Journal the intent to do a step; one that is done comes back with its result."""

@@ -6,7 +6,7 @@ from filmloop.config.paths import UNSWEPT, Home
 from filmloop.housekeeping import remove_old
 
 
-def test_only_the_newest_cycles_keep_their_bundles_and_every_cycle_keeps_its_report(home: Home) -> None:
+def test_only_the_cycles_that_are_named_keep_their_bundles_and_every_cycle_keeps_its_report(home: Home) -> None:
     for number in range(4):
         cycle = home.cycles / f"c2026010{number}-000000-aaaa"
         (cycle / "bundle").mkdir(parents=True)
@@ -14,8 +14,8 @@ def test_only_the_newest_cycles_keep_their_bundles_and_every_cycle_keeps_its_rep
         (home.moves / f"{cycle.name}-move-1").mkdir(parents=True)
         (home.launches / cycle.name).mkdir(parents=True)
     (home.launches / "endpoint-x.json").touch()
-    remove_old(home, keep_cycles=2, keep_weights=1)
     cycles = sorted(home.cycles.iterdir())
+    remove_old(home, keep_cycles={cycle.name for cycle in cycles[2:]}, keep_weights=1)
     assert [(cycle / "bundle").exists() for cycle in cycles] == [False, False, True, True]
     assert all((cycle / "report.md").exists() for cycle in cycles)
     assert sorted(path.name for path in home.launches.iterdir()) == [*(c.name for c in cycles[2:]), "endpoint-x.json"]
@@ -28,10 +28,10 @@ def test_a_move_that_has_left_something_keeps_its_journal_until_that_is_gone(hom
     journal = home.moves / "c0-move"
     journal.mkdir(parents=True)
     (journal / UNSWEPT).touch()
-    remove_old(home, keep_cycles=1, keep_weights=1)
+    remove_old(home, keep_cycles={"c1"}, keep_weights=1)
     assert journal.exists()
     (journal / UNSWEPT).unlink()
-    remove_old(home, keep_cycles=1, keep_weights=1)
+    remove_old(home, keep_cycles={"c1"}, keep_weights=1)
     assert not journal.exists()
 
 
@@ -40,9 +40,9 @@ def test_the_newest_downloaded_weights_stay(home: Home) -> None:
         folder = home.weights / "model" / str(version)
         folder.mkdir(parents=True)
         os.utime(folder, (version, version))
-    remove_old(home, keep_cycles=1, keep_weights=2)
+    remove_old(home, keep_cycles=(), keep_weights=2)
     assert sorted(path.name for path in (home.weights / "model").iterdir()) == ["10", "11"]
 
 
 def test_an_empty_home_is_fine(home: Home) -> None:
-    remove_old(home, keep_cycles=1, keep_weights=1)
+    remove_old(home, keep_cycles=(), keep_weights=1)

@@ -46,6 +46,24 @@ def test_history_is_newest_first(ledger: Ledger) -> None:
     assert [row.cycle_id for row in ledger.history(2)] == ids[:0:-1]
 
 
+def test_history_is_as_cycles_were_begun_though_the_clock_was_set_back(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = []
+    for utc in ("2026-11-30T00:00:00.000Z", "2026-11-29T00:00:00.000Z"):
+        monkeypatch.setattr("filmloop.ledger.utc_now", lambda utc=utc: utc)
+        ids.append(ledger.start_cycle().cycle_id)
+        ledger.finish_cycle(ids[-1], "refused", {})
+    assert [row.cycle_id for row in ledger.history()] == ids[::-1]
+
+
+def test_history_of_one_outcome_looks_behind_all_others(ledger: Ledger) -> None:
+    outcomes = ["failed", "nothing_to_do", "nothing_to_do", "failed", "promoted"]
+    for outcome in outcomes:
+        ledger.finish_cycle(ledger.start_cycle().cycle_id, outcome, {})
+    assert [row.outcome for row in ledger.history(3, outcome="failed")] == ["failed", "failed"]
+
+
 def test_a_step_that_is_done_comes_back_with_its_result_and_one_that_was_cut_off_with_its_handle(
     ledger: Ledger,
 ) -> None:
