@@ -150,30 +150,37 @@ def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     """Fresh shards and older ones. From here on retention leaves the chosen ones alone. Asks the ledger and the disk alone."""
     parts, training = cycle.parts, cycle.parts.config.training
     states = parts.ledger.shard_states()
-    shards = usable_shards(parts.home.stage, parts.stream, parts.frame_shape, states)
+    labelled = training.hyper.labelled
+    shards = usable_shards(parts.home.stage, parts.stream, parts.frame_shape, states, labelled=labelled)
     new = [shard for shard in shards if again or is_fresh(shard, states)]
-    fresh = _whole(cycle, newest(new, training.max_fresh_frames))
-    replay = _whole(cycle, newest([shard for shard in shards if shard not in new], training.replay_frames))
+    older = newest([shard for shard in shards if shard not in new], training.replay_frames)
+    # Held before they are read: reading takes seconds, in which retention would remove the oldest.
+    parts.ledger.choose_shards(cycle.id, [shard.shard_id for shard in (*new, *older)])
+    fresh, replay = _whole(cycle, newest(new, training.max_fresh_frames)), _whole(cycle, older)
     frames = frames_of(fresh)
     if frames < training.min_frames:
         reason = (
-            f"Nothing to train on yet: {frames:,} fresh frames in stream {parts.stream!r}, a cycle wants "
-            f"{training.min_frames:,}. {frames_of(shards):,} frames are staged in all."
+            f"Nothing to train on yet: {frames:,} fresh{' labelled' if labelled else ''} frames in stream {parts.stream!r}, a cycle wants "
+            f"{training.min_frames:,}. {frames_of(shards):,} frames are staged in all{_dark(parts)}."
         )
         return {"too_few": reason, "frames": frames}
     # Fresh shards beyond max_fresh_frames are passed over for good: with this cycle they count as used.
     states = parts.ledger.shard_states()
     used = [shard.shard_id for shard in new if states.get(shard.shard_id) != DAMAGED]
-    old = [shard.shard_id for shard in replay]
-    parts.ledger.choose_shards(cycle.id, [*used, *old])
     return {
         "too_few": "",
         "frames": frames,
         "fresh": [shard.shard_id for shard in fresh],
-        "replay": old,
+        "replay": [shard.shard_id for shard in replay],
         "used": used,
         "newest_sealed_utc": max(shard.manifest.sealed_utc for shard in fresh),
     }
+
+
+def _dark(parts: CycleParts) -> str:
+    """How many frames are left alone because there was no beam."""
+    dark = [shard for shard in sealed_shards(parts.home.stage, parts.stream) if shard.manifest.is_dark]
+    return f", and {frames_of(dark):,} more from a time without beam" if dark else ""
 
 
 def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
@@ -183,6 +190,8 @@ def _whole(cycle: Cycle, shards: list[SealedShard]) -> list[SealedShard]:
         try:
             GroupFiles(shard).check_all(hashed=True)
         except DataError as exc:
+            if not shard.manifest_path.exists():
+                continue  # retention was quicker than the hold
             _log.error("shard %s is damaged and set aside: %s", shard.shard_id, exc.message)
             cycle.tell("select", f"shard {shard.shard_id} is damaged and set aside")
             cycle.parts.ledger.set_aside(cycle.id, shard.shard_id)
@@ -335,10 +344,12 @@ def _promote(cycle: Cycle, recalled: Recall, version: str, verdict: Verdict) -> 
     done = any(move.cycle_id == cycle.id for move in cycle.parts.ledger.moves(registry.model, CHAMPION))
     if done and now is not None and now.version == version:
         return {"overtaken": ""}
-    if done or (now is not None and now.version not in (expected, version)):
+    taken_away = now is None and expected
+    if done or taken_away or (now is not None and now.version not in (expected, version)):
+        what = f"version {now.version} was made champion meanwhile" if now else "the champion was taken away meanwhile"
         overtaken = (
-            f"Version {version} won against {f'champion {expected}' if expected else 'the baseline'}, but version "
-            f"{now.version if now else 'none'} was made champion meanwhile. `filmloop models promote {version}` makes it champion all the same."
+            f"Version {version} won against {f'champion {expected}' if expected else 'the baseline'}, but {what}. "
+            f"`filmloop models promote {version}` makes it champion all the same."
         )
         return {"overtaken": overtaken}
     why = " ".join(verdict.reasons)

@@ -95,7 +95,9 @@ def no_need(site: Site, ledger: Ledger) -> str:
     if site.config.drift.policy == "always":
         return ""
     trained = [row for row in ledger.history(100) if row.outcome in ("promoted", "refused", "undecided")]
-    ago_s = time.time() - epoch_s(trained[0].finished_utc) if trained and trained[0].finished_utc else None
+    ago_s = time.time() - epoch_s(trained[0].finished_utc) if trained else None
+    if ago_s is not None and ago_s < 0:
+        ago_s = None  # the clock was set back: nobody knows
     return why_not(site.config.drift, drift_seen(site), trained_s_ago=ago_s)
 
 
@@ -135,7 +137,7 @@ def edge_for(site: Site, *, wanted: bool, tell: Tell) -> Iterator[EdgeProcess | 
 
 
 def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, again: bool, tell: Tell) -> None:
-    """Wait until a cycle has enough frames, or the source has ended.
+    """Wait until a cycle has enough frames, or the source has ended, or there is no beam.
 
     Raises:
         FilmloopError: our own edge ended: what it said.
@@ -149,7 +151,10 @@ def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, aga
             return
         status = read_status(site.home)
         have = fresh_frames(site, ledger, again=again) + (status.frames_open if status else 0)
-        if have >= wanted or (status is not None and status.state == "drained"):
+        over = status is not None and (
+            status.state == "drained" or (status.drift is not None and status.drift.beam_off)
+        )
+        if have >= wanted or over:
             return
         if time.monotonic() > end_s:
             trouble = status.last_problem if status and status.last_problem else "no problem reported"
@@ -164,5 +169,6 @@ def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, aga
 def fresh_frames(site: Site, ledger: Ledger, *, again: bool = False) -> int:
     """Frames that a cycle could train on now."""
     states = ledger.shard_states()
-    shards = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states)
+    labelled = site.config.training.hyper.labelled
+    shards = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states, labelled=labelled)
     return frames_of([shard for shard in shards if again or is_fresh(shard, states)])

@@ -10,13 +10,21 @@ from filmloop.staging.catalog import SealedShard, sealed_shards
 
 
 def usable_shards(
-    stage: Path, stream: str, frame_shape: tuple[int, int], states: Mapping[str, str]
+    stage: Path, stream: str, frame_shape: tuple[int, int], states: Mapping[str, str], *, labelled: bool
 ) -> list[SealedShard]:
-    """Sealed shards of the stream with frames of this shape, but those that were set aside as damaged, oldest first."""
+    """Sealed shards of the stream that can be trained on, oldest first.
+
+    Left out are those with frames of another shape, those that were set aside as damaged, those without labels where
+    training is `labelled`, and dark ones: a version that was trained and judged on dark frames alone would be promoted
+    for what it makes of darkness.
+    """
     return [
         shard
         for shard in sealed_shards(stage, stream)
-        if shard.manifest.frame_shape == frame_shape and states.get(shard.shard_id) != DAMAGED
+        if shard.manifest.frame_shape == frame_shape
+        and states.get(shard.shard_id) != DAMAGED
+        and (shard.manifest.labelled or not labelled)
+        and not shard.manifest.is_dark
     ]
 
 

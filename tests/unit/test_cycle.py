@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,13 +19,15 @@ from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
 from filmloop.core.errors import AuthError, DataError, TrainingError, TransientError
-from filmloop.core.fsio import read_json
+from filmloop.core.fsio import disk_errors, read_json, sha256_file
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
 from filmloop.ledger import DAMAGED, TRAINED, Ledger
 from filmloop.ports.launcher import LaunchStatus
 from filmloop.ports.registry import CHALLENGER, CHAMPION
 from filmloop.promotion.publish import promote, rollback
+from filmloop.staging.groupfiles import GroupFiles
+from filmloop.staging.retention import expire
 from filmloop.testing.bundles import make_bundle, small_report
 from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.shards import example_block, write_shard
@@ -101,11 +105,17 @@ class World:
     home: Home
     shards: int = 0
 
-    def stage(self, count: int = 2, frames: int = 32) -> None:
+    def stage(self, count: int = 2, frames: int = 32, *, labelled: bool = False, dark: int = 0) -> None:
         for _ in range(count):
-            block = example_block(frames, first_pulse_id=self.shards * frames, frame_shape=FRAME_SHAPE)
-            write_shard(self.home.stage, block, stream="test", seq=self.shards)
+            first = self.shards * frames
+            block = example_block(frames, first_pulse_id=first, frame_shape=FRAME_SHAPE, labelled=labelled)
+            write_shard(self.home.stage, block, stream="test", seq=self.shards, frames_dark=dark)
             self.shards += 1
+
+    def change(self, **training: Any) -> None:
+        config = self.parts.config.as_json()
+        config["training"] |= training
+        self.parts = replace(self.parts, config=parse_site(config))
 
     def cycle(self, *acts: Act, again: bool = False):  # type: ignore[no-untyped-def]
         if acts:
@@ -476,3 +486,153 @@ def test_tidying_never_changes_how_a_cycle_ended(
     with pytest.raises(TrainingError):
         world.cycle("fail")
     assert [row.outcome for row in world.ledger.history()] == ["failed", "promoted"]
+
+
+def test_a_champion_that_was_taken_away_meanwhile_ends_the_cycle_at_once(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage()
+    submit = world.trainer.submit
+
+    def while_training(job: TrainJob) -> str:
+        del world.registry.aliases[CHAMPION]
+        return submit(job)
+
+    world.trainer.submit = while_training  # type: ignore[method-assign]
+    report = world.cycle("win")
+    assert (report.outcome, world.champion()) == ("undecided", "")
+    assert "taken away" in report.message
+    assert "filmloop models promote 2" in report.message
+
+
+def test_shards_that_a_cycle_reads_cannot_expire_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.change(replay_frames=1000)
+    world.stage(count=4)
+    world.cycle("win")
+    world.stage()
+    check_all, gone = GroupFiles.check_all, []
+
+    def while_reading(files: GroupFiles, *, hashed: bool) -> None:
+        gone.extend(expire(world.home.stage, "test", 3, world.ledger.may_expire))
+        check_all(files, hashed=hashed)
+
+    monkeypatch.setattr(GroupFiles, "check_all", while_reading)
+    assert world.cycle("win").outcome == "promoted"
+    assert len(world.trainer.jobs[-1].replay) == 4
+    assert gone == []
+    assert expire(world.home.stage, "test", 3, world.ledger.may_expire), "they may go when the cycle is over"
+
+
+def test_a_shard_that_expired_before_the_cycle_held_it_is_not_called_damaged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.change(replay_frames=1000)
+    world.stage(count=3)
+    world.cycle("win")
+    world.stage()
+    choose = world.ledger.choose_shards
+
+    def late(cycle_id: str, shard_ids: list[str]) -> None:
+        expire(world.home.stage, "test", 4, world.ledger.may_expire)
+        choose(cycle_id, shard_ids)
+
+    monkeypatch.setattr(world.ledger, "choose_shards", late)
+    assert world.cycle("win").outcome == "promoted"
+    assert DAMAGED not in world.ledger.shard_states().values()
+    assert len(world.trainer.jobs[-1].replay) == 2
+
+
+def test_a_shard_on_a_bad_sector_is_set_aside_like_any_other_damage(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str:
+        with disk_errors(path):
+            if "00000001.zarr" in str(path):
+                raise OSError(errno.EIO, "Input/output error")
+        return sha256_file(path)
+
+    monkeypatch.setattr("filmloop.staging.groupfiles.sha256_file", read)
+    world.stage(count=3)
+    assert world.cycle("win").outcome == "promoted"
+    assert world.ledger.shard_states()["test/run000001/00000001"] == DAMAGED
+
+
+def test_a_disk_that_refuses_for_now_sets_no_shard_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> str:
+        with disk_errors(path):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("filmloop.staging.groupfiles.sha256_file", read)
+    world.stage()
+    with pytest.raises(TransientError, match="Stale file handle"):
+        world.cycle("win")
+    monkeypatch.undo()
+    assert world.cycle("win").outcome == "promoted"
+    assert set(world.ledger.shard_states().values()) == {TRAINED}
+
+
+def test_with_labels_wanted_shards_without_them_are_left_alone(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage(count=3)
+    world.change(hyper={"mode": "labelled"})
+    report = world.cycle("win")
+    assert (report.outcome, len(world.trainer.jobs)) == ("nothing_to_do", 1)
+    assert "fresh labelled frames" in report.message
+    world.stage(labelled=True)
+    assert world.cycle("win").outcome == "promoted"
+    job = world.trainer.jobs[-1]
+    assert [ref.shard_id[-1] for ref in job.fresh] == ["5", "6"]
+    assert job.replay == ()
+
+
+def test_shards_from_a_time_without_beam_are_neither_trained_on_nor_judged_by(world: World) -> None:
+    world.stage()
+    world.cycle("win")
+    world.stage(count=3, dark=32)
+    report = world.cycle("win")
+    assert (report.outcome, len(world.trainer.jobs)) == ("nothing_to_do", 1)
+    assert "96 more from a time without beam" in report.message
+    world.stage(dark=3)  # a trip of the beam: less than a tenth
+    assert world.cycle("win").outcome == "promoted"
+    job = world.trainer.jobs[-1]
+    assert [ref.shard_id[-1] for ref in job.fresh] == ["5", "6"]
+    assert [ref.shard_id[-1] for ref in job.replay] == ["1"], "dark shards take no place among the older ones"
+
+
+def test_with_the_clock_set_back_a_finished_cycle_keeps_what_a_rerun_reads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        (world.home.cycles / f"c2999010{number // 10}-00000{number % 10}-aaaa").mkdir(parents=True)
+    world.stage()
+    finish_cycle = world.ledger.finish_cycle
+
+    def cut_off(*_: Any, **__: Any) -> None:
+        raise TransientError("The journal's disk is full.")
+
+    monkeypatch.setattr(world.ledger, "finish_cycle", cut_off)
+    with pytest.raises(TransientError):
+        world.cycle("win")
+    monkeypatch.setattr(world.ledger, "finish_cycle", finish_cycle)
+    assert world.cycle().outcome == "promoted"
+
+
+def test_run_folders_of_failed_cycles_go_however_seldom_one_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()  # ids hold seconds, in which a site begins one cycle and this test hundreds
+    monkeypatch.setattr("filmloop.ledger.new_id", lambda letter: f"{letter}{next(numbers):04}")
+    runs = world.home.cluster / "runs"
+    failed = []
+    for _ in range(5):
+        world.stage()
+        with pytest.raises(TrainingError) as caught:
+            world.cycle("fail")
+        failed.append(caught.value.ids["cycle_id"])
+        (runs / failed[-1]).mkdir(parents=True, exist_ok=True)
+        (runs / failed[-1] / "run.log").touch()
+        for _ in range(60):
+            world.ledger.finish_cycle(world.ledger.start_cycle().cycle_id, "nothing_to_do", {})
+    world.cycle("win", again=True)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(failed[-3:])

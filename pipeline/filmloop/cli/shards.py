@@ -33,7 +33,7 @@ def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = 
             "size_bytes": shard.manifest.size_bytes,
             "sealed_utc": shard.manifest.sealed_utc,
             "model_versions": shard.manifest.model_versions,
-            "state": states.get(shard.manifest.shard_id, "sealed"),
+            "state": states.get(shard.manifest.shard_id, "dark" if shard.manifest.is_dark else "sealed"),
         }
         for shard in sealed_shards(site.home.stage, stream or None)
     ]

@@ -105,6 +105,10 @@ class Accounting(Document):
     frames_out_of_order: int = Field(default=0, description="delivered after a later one, and taken all the same")
 
 
+_MOST_DARK = 0.1
+"""Share of a shard's frames. A beam that trips for a second must not cost the frames around it."""
+
+
 class ShardManifest(Document):
     """Beside every sealed shard. Manifest present = shard committed."""
 
@@ -133,15 +137,24 @@ class ShardManifest(Document):
         description="gain of each channel, 0 for a dead one, that was corrected before the network when the shard was "
         "closed; the counts in here are raw. Empty: none",
     )
+    frames_dark: int = Field(
+        0, ge=0, description="frames that were staged while the edge saw no beam; training leaves such shards alone"
+    )
     files: tuple[FileDigest, ...]
 
     @model_serializer(mode="wrap")
-    def _without_a_gain_as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Shards of the time before gains were corrected keep their digests."""
+    def _without_what_is_not_so(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Shards of the time before gains were corrected, and dark frames counted, keep their digests."""
         values: dict[str, Any] = serialize(self)
-        if not self.input_gain:
-            values.pop("input_gain", None)
+        for name in ("input_gain", "frames_dark"):
+            if not values.get(name):
+                values.pop(name, None)
         return values
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether the beam was away for more than a tenth of its frames."""
+        return self.frames_dark > _MOST_DARK * self.frames
 
     @property
     def size_bytes(self) -> int:
@@ -205,6 +218,11 @@ class TrainHyper(Document):
     compile: bool = Field(
         default=False, description="have torch.compile fuse the network, before the first step: for long jobs"
     )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether only frames with labels can be trained on."""
+        return self.mode == "labelled"
 
     @model_validator(mode="after")
     def _keep_range_is_not_empty(self) -> Self:

@@ -8,6 +8,9 @@ Shape suffixes: N frames.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,6 +31,11 @@ _BLOCKS = 16
 def least_hits(reference: Reference | None, channels: int) -> float:
     """Counts a frame below which the beam is off."""
     return _DARK_OF_A_CHANNEL * channels if reference is None else _DARK * float(reference.window.hits_C.sum())
+
+
+def beam_off_told(board: Mapping[str, Any]) -> bool:
+    """Whether the inference stage says that the beam is off."""
+    return any(finding["kind"] == "beam_off" for finding in (board.get("drift") or {}).get("findings", ()))
 
 
 class Sieve:

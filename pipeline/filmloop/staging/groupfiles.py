@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from filmloop.core.errors import DataError
-from filmloop.core.fsio import sha256_file
+from filmloop.core.errors import DataError, FilmloopError
+from filmloop.core.fsio import sha256_file, translate_os_error
 from filmloop.staging.catalog import SealedShard
 from filmloop.staging.layout import METADATA
 
@@ -30,7 +31,8 @@ class GroupFiles:
         """Compare one file, named relative to the group.
 
         Raises:
-            DataError: it differs, or the manifest knows none of that name.
+            DataError: it differs, or the manifest knows none of that name, or the disk has lost a part of it.
+            TransientError: the disk refuses.
         """
         file = self._files.get(name)
         if file is None:
@@ -39,11 +41,21 @@ class GroupFiles:
         try:
             size_bytes = path.stat().st_size
         except OSError as exc:
-            raise self.damaged(name, f"cannot be read: {exc.strerror}") from exc
+            raise self._unreadable(name, exc) from exc
         if size_bytes != file.size_bytes:
             raise self.damaged(name, f"has {size_bytes} bytes instead of {file.size_bytes}")
-        if hashed and sha256_file(path) != file.sha256:
+        try:
+            differs = hashed and sha256_file(path) != file.sha256
+        except FilmloopError as exc:
+            raise (self._unreadable(name, exc.__cause__) if isinstance(exc.__cause__, OSError) else exc) from exc
+        if differs:
             raise self.damaged(name, "has another SHA-256 than it was sealed with")
+
+    def _unreadable(self, name: str, exc: OSError) -> FilmloopError:
+        """What is gone, or lies on a bad sector, is damage; a disk that refuses may come to its senses."""
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
+            return self.damaged(name, f"cannot be read: {exc.strerror}")
+        return translate_os_error(exc, self._shard.group_path / name)
 
     def damaged(self, name: str, what: str) -> DataError:
         """The error that says what is wrong with a file."""

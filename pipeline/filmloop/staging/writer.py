@@ -49,6 +49,7 @@ class ShardWriter:
 
     Attributes:
         input_gain: For the manifest: what was corrected before the network, empty without; may be set until `seal`.
+        frames_dark: For the manifest: frames that were taken while there was no beam; may be set until `seal`.
 
     Raises:
         ConfigError: the names do not make a path, or a frame has too many bins for a list of hits.
@@ -83,6 +84,7 @@ class ShardWriter:
             pack_all=pack_all,
         )
         self.input_gain: tuple[float, ...] = ()
+        self.frames_dark = 0
         self._opened_s, self._opened_utc = 0.0, ""
         self._require_unsealed()
 
@@ -273,6 +275,7 @@ class ShardWriter:
             model_versions={str(version): int(count) for version, count in zip(versions, frames, strict=True)},
             accounting=accounting,
             input_gain=self.input_gain,
+            frames_dark=self.frames_dark,
             files=tuple(
                 file.model_copy(update={"path": f"{self._group_path.name}/{file.path}"})
                 for file in sorted(files, key=lambda file: file.path)

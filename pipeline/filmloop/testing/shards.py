@@ -53,6 +53,7 @@ def write_shard(
     accounting: Accounting | None = None,
     layout: Layout = "dense",
     weight_N: npt.NDArray[np.float32] | None = None,
+    frames_dark: int = 0,
 ) -> SealedShard:
     """Seal `block` as one shard, inferred by `version`, with the pulse id modulo 7 as its sort key."""
     writer = ShardWriter(
@@ -71,6 +72,7 @@ def write_shard(
         phase_N=(block.pulse_id_N % np.uint64(7)).astype(np.float32),
         weight_N=weight_N,
     )
+    writer.frames_dark = frames_dark
     return writer.seal(accounting=accounting or Accounting())
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from filmloop.config.schema import DriftSection
 from filmloop.core.poisson import poisson_nll
+from filmloop.drift.beam import beam_off_told
 from filmloop.drift.gain import Gain, gain_told
 from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.gain import Corrected
@@ -230,6 +231,7 @@ def test_a_lost_beam_is_no_drift_and_changes_no_correction(learned, caplog):
     show(learned, weak(frames(1024, 512)))
     gain, before = learned.gain, learned.report()
     assert not before.beam_off
+    assert not beam_off_told({"drift": before.as_json()})
     # It goes in the middle of a block, and dark counts go on.
     show(learned, weak(np.concatenate([frames(1536, 48), frames(1584, 976, intensity=0.0)])))
     report = learned.report()
@@ -237,6 +239,7 @@ def test_a_lost_beam_is_no_drift_and_changes_no_correction(learned, caplog):
     assert report.windows == before.windows
     assert not report.needs_training
     assert "beam off" in report.in_words()
+    assert beam_off_told({"drift": report.as_json()})
     assert learned.gain == gain
     show(learned, weak(np.concatenate([frames(2560, 16, intensity=0.0), frames(2576, 1008)])))
     report = learned.report()

@@ -47,6 +47,20 @@ def test_the_manifest_says_which_gains_were_corrected_and_the_counts_stay_raw(ho
     np.testing.assert_array_equal(columns["counts"], pool())
 
 
+def test_the_manifest_counts_the_frames_that_were_staged_while_the_beam_was_off(home):
+    with Edge(home, staging={"frames_per_shard": 100, "frames_per_chunk": 10}) as edge:
+        for part, off in enumerate((False, True, False)):
+            findings = [{"kind": "beam_off"}] if off else []
+            edge.ring.boards["inference"].write({"drift": {"findings": findings}})
+            time.sleep(0.2)  # staging looks 20 times a second
+            edge.feed_all(60, first=60 * part)
+            until(lambda: edge.ring.staging.get("taken") == edge.head)
+        edge.finish()
+    found = [(manifest.frames, manifest.frames_dark, manifest.is_dark) for manifest in manifests(home)]
+    assert found == [(100, 40, True), (80, 20, True)]
+    assert "frames_dark" in next(home.stage.rglob("*.manifest.json")).read_text(encoding="utf-8")
+
+
 def test_frames_go_through_a_ring_much_shorter_than_a_shard_and_a_chunk(home):
     with Edge(home, frames=48, staging={"frames_per_shard": 500, "frames_per_chunk": 100}) as edge:
         edge.feed_all(1200, size=7)

@@ -448,6 +448,7 @@ def test_the_manifest_says_which_gains_were_corrected_and_says_nothing_where_non
     """Manifests of shards without a correction keep their digests: the key is not there."""
     plain = write_shard(tmp_path, example_block(4))
     assert "input_gain" not in plain.manifest_path.read_text(encoding="utf-8")
+    assert "frames_dark" not in plain.manifest_path.read_text(encoding="utf-8")
     told = plain.manifest.model_copy(update={"input_gain": (0.5, 0.0)})
     told.write(tmp_path / "m.json")
     assert ShardManifest.read(tmp_path / "m.json").input_gain == (0.5, 0.0)

@@ -23,6 +23,7 @@ from filmloop.config.schema import SiteConfig
 from filmloop.core.documents import Accounting
 from filmloop.core.errors import DataError
 from filmloop.core.types import FrameBlock
+from filmloop.drift.beam import beam_off_told
 from filmloop.drift.gain import gain_told
 from filmloop.edge.control import pending_requests
 from filmloop.edge.ring import NOT_INFERRED, FrameRing
@@ -83,7 +84,7 @@ class StagingStage(Stage):
         self._packers = ThreadPoolExecutor(threads, "packer") if threads > 1 else None
         self._closing: set[Path] = set()
         self._asked: dict[Path, int] = {}
-        self._looked_s = 0.0
+        self._looked_s, self._beam_off = 0.0, False
         self._sealer = Sealer(
             stage=home.stage,
             stream=stream,
@@ -204,7 +205,10 @@ class StagingStage(Stage):
             label_NCE=None if ring.label_FCE is None else ring.label_FCE[which],
         )
         version_N, phase_N = ring.version_F[which], ring.phase_F[which]
-        return writer.append(block, version_N=version_N, phase_N=phase_N, weight_N=weight_N), end
+        kept_frames = writer.append(block, version_N=version_N, phase_N=phase_N, weight_N=weight_N)
+        if self._beam_off:
+            writer.frames_dark += kept_frames
+        return kept_frames, end
 
     def _leave_out(self, places: slice, reason: str) -> None:
         self._book.leave_out(places, reason, self._sealer.sealed)
@@ -244,6 +248,7 @@ class StagingStage(Stage):
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now_s
+        self._beam_off = beam_off_told(self.ring.boards["inference"].read())
         if self._book.totals["sealed"] != self._sealer.sealed:
             self._book.commit(self._sealer.sealed)
         if self._writer is not None and self._writer.age_s >= self._config.staging.seal_after_s:
