@@ -163,6 +163,22 @@ def test_a_process_that_got_the_number_of_a_dead_server_is_neither_taken_for_it_
             bystander.kill()
 
 
+def test_a_group_that_got_the_number_of_a_dead_server_and_lost_its_leader_is_not_ended(home):
+    script = "sleep 60 & echo $!"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE) as leader:
+        bystander = int(leader.stdout.readline())
+        leader.wait()
+        try:
+            write_record(home, pid=leader.pid, start_ticks=1, token="a" * 32)
+            assert not stop_server(home)
+            # The start of another server looks at it, too, and goes on without it.
+            with pytest.raises(TransientError, match=r"did not answer within|ended at once"):
+                ensure_server(home, Section(port=free_port(), start_deadline_s=0.5))
+            assert start_ticks(bystander) is not None
+        finally:
+            os.kill(bystander, signal.SIGKILL)
+
+
 def test_a_stranger_on_the_recorded_port_is_not_our_server(home):
     from filmloop.testing.mlflow_server import shared_server
 

@@ -11,7 +11,8 @@ import ctypes
 import os
 import signal
 import time
-from pathlib import Path
+
+from filmloop.core.environ import environ_of
 
 TOKEN = "FILMLOOP_LAUNCH"
 """Environment variable that marks the processes of an attempt."""
@@ -30,7 +31,7 @@ def marked_processes(token: str) -> list[int]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
-        if mark in _environ_of(entry):
+        if mark in environ_of(entry):
             found.append(int(entry))
     return found
 
@@ -70,11 +71,4 @@ class Markable:
             return False
         ctypes.memmove(self._address, token.encode(), len(token))
         os.environ[TOKEN] = token
-        return f"{TOKEN}={token}".encode() in _environ_of("self")
-
-
-def _environ_of(process: str) -> list[bytes]:
-    try:
-        return Path("/proc", process, "environ").read_bytes().split(b"\0")
-    except OSError:  # ended meanwhile, or another user's
-        return []
+        return f"{TOKEN}={token}".encode() in environ_of("self")

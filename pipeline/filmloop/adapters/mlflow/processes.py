@@ -28,7 +28,12 @@ def start_ticks(pid: int) -> int | None:
 
 def group_runs(group: int) -> bool:
     """Whether any process of this process group runs."""
-    return any(True for _ in _members(group))
+    return bool(members_of(group))
+
+
+def members_of(group: int) -> list[int]:
+    """Ids of the processes of this process group that run."""
+    return [int(process.name) for process in _members(group)]
 
 
 def group_listens(group: int, port: int) -> bool:

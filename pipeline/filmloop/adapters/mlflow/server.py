@@ -2,7 +2,7 @@
 
 `server.json` in the registry folder says where it runs. The process is a session of its own and outlives whoever
 started it. MLflow's command is a parent that starts uvicorn as its child: both are in one process group, which carries
-the parent's number and is what gets signalled.
+the parent's number, and carry one token in their environment. `servergroup` says who is ours to signal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import http.client
 import importlib.metadata
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from filmloop.adapters.mlflow.processes import group_listens, group_runs, port_holder, port_is_free, start_ticks
+from filmloop.adapters.mlflow.processes import group_listens, port_holder, port_is_free, start_ticks
+from filmloop.adapters.mlflow.servergroup import TOKEN, ServerGroup
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry as Section
 from filmloop.core.clock import utc_now
@@ -31,7 +33,6 @@ from filmloop.core.retry import wait_until
 FIRST_PORT, LAST_PORT = 5050, 5149
 """Searched if the site names no port. 5000, MLflow's own default, is often taken."""
 
-_STOP_S = 10.0
 _PORT_PATIENCE_S = 10.0
 _TAIL_LINES = 12
 _log = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ class ServerRecord(Document):
     pid: int
     start_ticks: int
     started_utc: str
+    token: str = ""
+
+    @property
+    def group(self) -> ServerGroup:
+        """Its processes."""
+        return ServerGroup(leader=self.pid, start_ticks=self.start_ticks, token=self.token)
 
 
 def find_server(home: Home, section: Section) -> str | None:
@@ -64,7 +71,8 @@ def ensure_server(home: Home, section: Section, *, announce: Announce = lambda l
     """Address of this home's server; starts it if need be. Callers at the same time start one.
 
     Raises:
-        ConfigError: MLflow's server is not installed, or the port that the site names is taken.
+        ConfigError: MLflow's server is not installed, the port that the site names is taken, or a server that does not
+            answer belongs to another user.
         TransientError: it did not come up within `section.start_deadline_s`; the message ends with its log.
     """
     if uri := find_server(home, section):
@@ -87,11 +95,15 @@ def ensure_server(home: Home, section: Section, *, announce: Announce = lambda l
 
 
 def stop_server(home: Home) -> bool:
-    """End this home's server and everything it started; False if none ran."""
+    """End this home's server and everything it started; False if none ran.
+
+    Raises:
+        ConfigError: it belongs to another user.
+    """
     record = _read(home)
-    if record is None or not _group_is_ours(record):
+    if record is None or not record.group.members():
         return False
-    _end_group(record.pid)
+    _end(record)
     return True
 
 
@@ -128,11 +140,11 @@ def serve(home: Home, section: Section, *, announce: Announce) -> None:
 def _start(home: Home, section: Section, announce: Announce) -> str:
     _need_mlflow()
     last = _read(home)
-    if last is not None and _group_is_ours(last):
+    if last is not None and last.group.members():
         if _alive(last) and _came_up(section, last, min(30.0, section.start_deadline_s)):
             return last.uri
         _log.warning("The MLflow server of process %s does not answer: starting another.", last.pid)
-        _end_group(last.pid)
+        _end(last)
     began_s = time.monotonic()
     announce("Starting the MLflow server (5 s or so) ...")
     for port in _ports(section, last):
@@ -142,7 +154,7 @@ def _start(home: Home, section: Section, announce: Announce) -> str:
             announce(f"MLflow registry: {record.uri}")
             return record.uri
         ended = not _alive(record)
-        _end_group(record.pid)
+        _end(record)
         # Someone may have taken the port between our look and its start; anything else will not get better.
         if not (ended and not port_is_free(section.host, port)):
             happened = "ended at once" if ended else f"did not answer within {section.start_deadline_s:.0f} s"
@@ -203,6 +215,7 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
     # Job execution would be a third process of 250 MB for things we do not use.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    token = secrets.token_hex(16)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
     with disk_errors(home.registry), _log_file(home).open("ab") as log:
         child = subprocess.Popen(
@@ -211,7 +224,7 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=home.registry,
-            env={**environment, **quiet},
+            env={**environment, **quiet, TOKEN: token},
             start_new_session=True,
         )
     _children[child.pid] = child
@@ -222,6 +235,7 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
         pid=child.pid,
         start_ticks=start_ticks(child.pid) or 0,
         started_utc=utc_now(),
+        token=token,
     )
     record.write(_record_file(home))
     return record
@@ -264,31 +278,12 @@ def _reachable(host: str) -> str:
 def _alive(record: ServerRecord) -> bool:
     if record.pid in _children:
         _children[record.pid].poll()
-    return record.start_ticks != 0 and start_ticks(record.pid) == record.start_ticks
+    return record.group.is_led()
 
 
-def _group_is_ours(record: ServerRecord) -> bool:
-    """Whether anything of that server runs, be it only the child of a killed parent.
-
-    While a group has members its number is not given to a new process; so if the number belongs to a process with
-    another start time, ours is long gone.
-    """
-    now = start_ticks(record.pid)
-    return _alive(record) or (now is None and group_runs(record.pid))
-
-
-def _end_group(group: int) -> None:
-    for number, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            break
-        end = time.monotonic() + patience_s
-        while group_runs(group) and time.monotonic() < end:
-            time.sleep(0.05)
-        if not group_runs(group):
-            break
-    if child := _children.pop(group, None):
+def _end(record: ServerRecord) -> None:
+    record.group.end()
+    if child := _children.pop(record.pid, None):
         child.wait()
 
 
