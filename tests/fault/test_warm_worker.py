@@ -217,6 +217,45 @@ def test_a_changed_file_or_the_last_of_its_jobs_makes_the_worker_begin_anew(
     assert log.read_text().count("is ready") >= 2
 
 
+@pytest.fixture
+def set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clock that was set back by ten years since every file here was written; returns a file that workers load."""
+    code = tmp_path / "code"
+    code.mkdir()
+    loaded = code / "sitecustomize.py"
+    loaded.write_text(
+        "import time\nnow_ns = time.time_ns\ntime.time_ns = lambda: now_ns() - 10 * 365 * 86400 * 10**9\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{code}:{os.environ.get('PYTHONPATH', '')}")
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("set_back")
+def test_a_clock_that_was_set_back_makes_the_worker_begin_anew_once(tmp_path: Path, make: Make) -> None:
+    worker = make()
+    worker.start()
+    log, site = worker.folder / WORKER_LOG, site_of(tmp_path, worker)
+    wait_until(lambda: log.read_text().count("is ready") > 1 or None, deadline_s=300, what="the second worker")
+    job, launcher = site.job("succeed"), site.make()
+    assert launching.ended(launcher, launcher.submit(job)).state == "succeeded"
+    assert not is_cold(job.output_dir)
+    assert log.read_text().count("begins anew") == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_begins_anew_for_ever_ends_when_nothing_is_asked_of_it(
+    tmp_path: Path, make: Make, set_back: Path
+) -> None:
+    with set_back.open("a") as code:
+        code.write("import os\nos.utime(__file__)\n")  # changed by each start of Python
+    worker = make(idle_s=5.0)
+    worker.start()
+    log = worker.folder / WORKER_LOG
+    wait_until(lambda: "ends: nothing was asked of it" in log.read_text() or None, deadline_s=300, what="its end")
+    assert "begins anew" in log.read_text()
+
+
 def test_a_caller_of_another_installation_is_not_served_by_this_one(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

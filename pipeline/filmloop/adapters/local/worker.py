@@ -19,12 +19,14 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filmloop.adapters.local.held import hold
 from filmloop.adapters.local.mark import BLANK, Markable
 from filmloop.adapters.local.runfolder import LOG, Launch
+from filmloop.adapters.local.stamps import Stamps
 from filmloop.adapters.local.supervise import Child, environ_of, supervise
 from filmloop.adapters.local.workerline import LOCK, NOTHING, SOCKET, Installation, at, receive, send
 from filmloop.core.clock import utc_now
@@ -35,24 +37,19 @@ _LOOK_S = 2.0
 _TALK_S = 5.0
 _BACKLOG = 64
 _FAILED_EXIT = 3
-_WRITTEN_AT_IMPORT = {"_remote_module_non_scriptable"}
-"""torch.distributed writes it into a temporary folder whenever it is imported."""
 
 
-class Stamps:
-    """The files that this process has loaded, as they were. A file that was changed while it was loaded counts as changed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Former:
+    """What a worker that begins anew tells the one that takes its place.
 
-    def __init__(self, began_ns: int) -> None:
-        self._began_ns = began_ns
-        stamps = ((path, _stamp(path)) for path in _loaded_files())
-        self._files = {path: stamp for path, stamp in stamps if stamp is not None}  # torch names files that are none
+    Attributes:
+        asked_s: When something was last asked of it, by the monotonic clock: beginning anew is no reason to stay longer.
+        known: `Stamps.digest` of what it had loaded.
+    """
 
-    def changed(self) -> str:
-        """A file that is not what it was; empty if there is none."""
-        for path, before in self._files.items():
-            if before[0] > self._began_ns or _stamp(path) != before:
-                return path
-        return ""
+    asked_s: float
+    known: str
 
 
 class Worker:
@@ -62,7 +59,9 @@ class Worker:
         jobs: How many it was given.
     """
 
-    def __init__(self, folder: Path, listener: socket.socket, *, idle_s: float, max_jobs: int) -> None:
+    def __init__(
+        self, folder: Path, listener: socket.socket, *, idle_s: float, max_jobs: int, former: Former | None
+    ) -> None:
         self.jobs = 0
         self._folder, self._listener = folder, listener
         self._idle_s, self._max_jobs = idle_s, max_jobs
@@ -70,9 +69,14 @@ class Worker:
         self._installation = Installation.here()
         self._mark = Markable()
         warm.load()
-        self._stamps = Stamps(began_ns)
+        self._stamps = Stamps(began_ns, known=former.known if former else "")
         self._problem = warm.why_not() or ("" if self._mark.mark(BLANK) else "its processes cannot be marked")
         self._inode = _inode(folder / SOCKET)
+        self._asked_s = former.asked_s if former else time.monotonic()
+
+    def as_former(self) -> Former:
+        """For the one that takes its place."""
+        return Former(asked_s=self._asked_s, known=self._stamps.digest)
 
     def serve(self) -> bool:
         """Until it has to end; returns whether it is to begin anew."""
@@ -80,15 +84,14 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: told_to_stop.append(number))
         print(f"filmloop: {utc_now()} warm worker {os.getpid()} is ready {self._problem}", flush=True)
-        last_s = time.monotonic()
         while not told_to_stop:
             ready, _, _ = select.select([self._listener], [], [], min(_LOOK_S, self._idle_s))
             if ready:
                 verdict = self._serve_one()
+                self._asked_s = time.monotonic()
                 if verdict is not None:
                     return verdict
-                last_s = time.monotonic()
-            elif time.monotonic() - last_s > self._idle_s:
+            elif time.monotonic() - self._asked_s > self._idle_s:
                 return _end("nothing was asked of it")
             elif _inode(self._folder / SOCKET) != self._inode:
                 return _end("its folder is gone")
@@ -193,20 +196,6 @@ def _move_in(request: Mapping[str, Any], folder: Path) -> None:
     sys.path[0] = request["cwd"]
 
 
-def _loaded_files() -> set[str]:
-    modules = {name: module for name, module in sys.modules.items() if name not in _WRITTEN_AT_IMPORT}
-    files = {getattr(module, "__file__", None) for module in modules.values()}
-    return {path for path in files if isinstance(path, str)}
-
-
-def _stamp(path: str) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino
-
-
 def _inode(path: Path) -> int:
     try:
         return os.lstat(path).st_ino
@@ -247,8 +236,10 @@ def listen(folder: Path) -> socket.socket:
     return listener
 
 
-def run(folder: Path, *, idle_s: float, max_jobs: int, background: bool) -> bool:
-    """Serve until it has to end; returns whether to begin anew. Ends at once if the folder has its worker already.
+def run(
+    folder: Path, *, idle_s: float, max_jobs: int, background: bool = False, former: Former | None = None
+) -> Former | None:
+    """Serve until it has to end; returns what to begin anew with, None not to. Ends at once if the folder has its worker.
 
     `background`: the caller's child ends once callers can be sure to reach the worker, and the worker is no child of his.
     """
@@ -256,14 +247,15 @@ def run(folder: Path, *, idle_s: float, max_jobs: int, background: bool) -> bool
     with hold(folder / LOCK) as lock:
         if lock is None:
             print(f"filmloop: {folder} has its worker already")
-            return False
+            return None
         with listen(folder) as listener:
             if background:
                 if os.fork():
                     os._exit(0)
                 os.setsid()
                 listener.listen(_BACKLOG)  # again: the kernel tells callers the process that did so last
-            return Worker(folder, listener, idle_s=idle_s, max_jobs=max_jobs).serve()
+            worker = Worker(folder, listener, idle_s=idle_s, max_jobs=max_jobs, former=former)
+            return worker.as_former() if worker.serve() else None
 
 
 def main() -> None:
@@ -273,9 +265,14 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, required=True)
     parser.add_argument("--max-jobs", type=int, required=True)
     parser.add_argument("--background", action="store_true")
+    parser.add_argument("--asked-s", type=float, help="set by a worker that begins anew, with --known")
+    parser.add_argument("--known", default="")
     args = parser.parse_args()
-    if run(args.folder, idle_s=args.idle_s, max_jobs=args.max_jobs, background=args.background):
-        again = [word for word in sys.argv[1:] if word != "--background"]
+    former = None if args.asked_s is None else Former(asked_s=args.asked_s, known=args.known)
+    ended = run(args.folder, idle_s=args.idle_s, max_jobs=args.max_jobs, background=args.background, former=former)
+    if ended is not None:
+        again = [str(args.folder), "--idle-s", str(args.idle_s), "--max-jobs", str(args.max_jobs)]
+        again += ["--asked-s", str(ended.asked_s), "--known", ended.known]
         os.execv(sys.executable, [sys.executable, "-u", "-m", "filmloop.adapters.local.worker", *again])
 
 
