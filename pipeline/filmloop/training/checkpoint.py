@@ -1,6 +1,7 @@
 """The trainer's state on disk, written by a thread while training goes on: whole or not at all, and the one before it too.
 
-Tensors are read back with torch's weights-only unpickler, which runs no code from the file. Why this is not
+A file is the SHA-256 of what follows, in hex, and what `torch.save` makes: torch itself does not notice a bit that changed in
+a tensor. Tensors are read back with torch's weights-only unpickler, which runs no code from the file. Why this is not
 `torch.distributed.checkpoint`: docs/decisions/0016-checkpoints-by-a-thread.md.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from filmloop.core.documents import TrainJob
-from filmloop.core.fsio import PART_SUFFIX, atomic_write_bytes, disk_errors
+from filmloop.core.fsio import PART_SUFFIX, atomic_write_bytes, disk_errors, sha256_bytes
 
 CHECKPOINT = "checkpoint.pt"
 EARLIER = "checkpoint.earlier.pt"
+_DIGEST_BYTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -104,13 +105,15 @@ def save_checkpoint(folder: Path, job: TrainJob, state: dict[str, Any]) -> None:
             part.unlink(missing_ok=True)
             os.link(newest, part)
             os.replace(part, earlier)
-    atomic_write_bytes(newest, buffer.getvalue())
+    payload = buffer.getvalue()
+    atomic_write_bytes(newest, sha256_bytes(payload).encode() + payload)
 
 
 def read_checkpoint(folder: Path, job: TrainJob) -> bytes | None:
     """The bytes of the newest checkpoint of this job that is not damaged; None, with a warning if there was any.
 
-    Called by the one that will write the next ones: what killed writers left half done is removed.
+    Called by the one that will write the next ones: what killed writers left half done is removed, and so is a damaged
+    newest one, which the next one written would else put in the place of the earlier one.
     """
     with disk_errors(folder):
         for left in folder.glob(f"{CHECKPOINT}.*{PART_SUFFIX}"):
@@ -120,22 +123,29 @@ def read_checkpoint(folder: Path, job: TrainJob) -> bytes | None:
         with disk_errors(path):
             data = path.read_bytes() if path.is_file() else None
         if data is not None and parse_checkpoint(data, job, torch.device("cpu")) is not None:
+            if name == EARLIER:
+                with disk_errors(folder):
+                    (folder / CHECKPOINT).unlink(missing_ok=True)
             return data
     return None
 
 
 def parse_checkpoint(data: bytes, job: TrainJob, device: torch.device) -> dict[str, Any] | None:
     """The state in `data`; None, with a warning, if it is damaged or of another job."""
+    digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if digest != sha256_bytes(payload).encode():
+        _log.warning("a checkpoint of job %s is damaged or of an older form, it is left out", job.job_id)
+        return None
     try:
-        document = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        digest, state = document["job_digest"], document["state"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as exc:
+        document = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        job_digest, state = document["job_digest"], dict(document["state"])
+    except Exception as exc:  # whatever another torch finds in it, training can begin afresh
         _log.warning("a checkpoint of job %s cannot be read, it is left out: %s", job.job_id, exc)
         return None
-    if digest != job.digest():
+    if job_digest != job.digest():
         _log.warning("the checkpoint is of another form of job %s, it is left out", job.job_id)
         return None
-    return dict(state)
+    return state
 
 
 def _copied(value: Any) -> Any:

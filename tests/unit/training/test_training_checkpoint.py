@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,19 +37,58 @@ def test_no_checkpoint_is_none(folder: Path, shard: ShardRef) -> None:
     assert read_checkpoint(folder, small_job(folder, shard)) is None
 
 
-SPOIL = [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"not one"]
+def _one_bit_of_a_weight(data: bytes) -> bytes:
+    """Turns the last of the weights, 3.0, into another number; the file is as long as before and can be unpickled."""
+    at = data.index(torch.arange(4.0).numpy().tobytes()) + 15
+    return data[:at] + bytes([data[at] ^ 0x04]) + data[at + 1 :]
+
+
+def _without_its_digest(data: bytes) -> bytes:
+    """What torch itself would have written."""
+    return data[data.index(b"PK\x03\x04") :]
+
+
+SPOIL = [
+    lambda data: data[: len(data) // 2],
+    lambda data: data[:10],
+    lambda data: b"",
+    lambda data: b"not one",
+    _one_bit_of_a_weight,
+    _without_its_digest,
+]
 
 
 @pytest.mark.parametrize("spoil", SPOIL)
 def test_a_damaged_checkpoint_means_the_one_before_it(folder: Path, shard: ShardRef, spoil) -> None:
     job = small_job(folder, shard)
     for step in (7, 8, 9):
-        save_checkpoint(folder, job, {"progress": {"step": step}})
+        save_checkpoint(folder, job, STATE | {"progress": {"step": step}})
     assert _step(folder, job) == 9
     (folder / CHECKPOINT).write_bytes(spoil((folder / CHECKPOINT).read_bytes()))
     assert _step(folder, job) == 8
     (folder / EARLIER).write_bytes(spoil((folder / EARLIER).read_bytes()))
     assert read_checkpoint(folder, job) is None
+
+
+def test_no_changed_byte_of_a_checkpoint_goes_unnoticed(folder: Path, shard: ShardRef) -> None:
+    job, rng = small_job(folder, shard), np.random.default_rng(0)
+    save_checkpoint(folder, job, STATE)
+    data = np.frombuffer((folder / CHECKPOINT).read_bytes(), np.uint8)
+    for at in rng.integers(0, len(data), 300):
+        changed = data.copy()
+        changed[at] ^= 1 << rng.integers(8)
+        assert parse_checkpoint(changed.tobytes(), job, CPU) is None
+
+
+def test_the_checkpoint_that_was_gone_on_from_is_kept_beside_the_next_one(folder: Path, shard: ShardRef) -> None:
+    job = small_job(folder, shard)
+    for step in (7, 8):
+        save_checkpoint(folder, job, {"progress": {"step": step}})
+    (folder / CHECKPOINT).write_bytes(b"not one")
+    assert _step(folder, job) == 7
+    save_checkpoint(folder, job, {"progress": {"step": 9}})
+    (folder / CHECKPOINT).write_bytes(b"not one either")
+    assert _step(folder, job) == 7
 
 
 def test_what_a_killed_writer_left_half_done_is_removed(folder: Path, shard: ShardRef) -> None:
@@ -119,6 +159,6 @@ class _Touches:
 
 def test_a_checkpoint_cannot_run_code(folder: Path, shard: ShardRef) -> None:
     job, trap = small_job(folder, shard), folder / "trap"
-    torch.save({"job_digest": job.digest(), "state": _Touches(trap)}, folder / CHECKPOINT)
+    save_checkpoint(folder, job, {"trap": _Touches(trap)})
     assert parse_checkpoint((folder / CHECKPOINT).read_bytes(), job, CPU) is None
     assert not trap.exists()
