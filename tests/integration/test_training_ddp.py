@@ -129,3 +129,11 @@ def test_a_failing_rank_leaves_its_error(tmp_path: Path) -> None:
     empty = staged_frames(tmp_path, np.zeros((300, 16, 128), np.uint8))
     assert _start(small_job(tmp_path / "run", empty), 2).wait(timeout=100) != 0
     assert json.loads((tmp_path / "run" / "error.json").read_text())["exit_code"] == 6
+
+
+def test_more_ranks_than_frames_of_a_batch_are_refused_in_words(tmp_path: Path, shard: ShardRef) -> None:
+    assert _start(small_job(tmp_path / "run", shard, hyper={"batch_frames": 1}), 2).wait(timeout=100) != 0
+    error = json.loads((tmp_path / "run" / "error.json").read_text())
+    assert (error["error"], error["exit_code"]) == ("ConfigError", 2)
+    assert error["message"] == "training.hyper.batch_frames = 1 is below the number of ranks, 2."
+    assert "[launcher]" in error["hint"]

@@ -143,6 +143,11 @@ class GlobusLauncher(Section):
         return tuple(([] if self.endpoint else ["endpoint"]) + empty)
 
     @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.nodes * self.processes_per_node
+
+    @property
     def walltime_s(self) -> float | None:
         """What `options` say that the queue grants a job; None if they do not say."""
         given = self.options.get("walltime")

@@ -49,6 +49,11 @@ class BatchLauncher(Section):
         (), description="keys that this site's queues refuse to do without; `filmloop site check` names empty ones"
     )
 
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.nodes * self.processes_per_node
+
 
 class SlurmLauncher(BatchLauncher):
     """torchrun on the nodes of a Slurm cluster, started by srun."""

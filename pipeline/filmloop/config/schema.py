@@ -163,6 +163,11 @@ class LocalLauncher(Section):
         description="the worker ends after this time without a job; until then it holds some 260 MB of its own",
     )
 
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.processes
+
 
 def _local_by_default(section: Any) -> Any:
     """A section that names no kind is of the local one, as every key has a default."""
@@ -297,6 +302,15 @@ class SiteConfig(Section):
             raise ValueError(
                 f"launcher.options.walltime is below training.deadline_s and launcher.save_before_s, {wanted_s:.0f} s: "
                 "the queue would end the job first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_frame(self) -> Self:
+        if self.training.hyper.batch_frames < self.launcher.ranks:
+            raise ValueError(
+                f"training.hyper.batch_frames = {self.training.hyper.batch_frames} is below the {self.launcher.ranks} "
+                "ranks of [launcher]: a batch is shared by all of them"
             )
         return self
 

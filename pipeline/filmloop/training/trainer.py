@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from filmloop.core.documents import TrainHyper, TrainJob
-from filmloop.core.errors import TerminatedError, TrainingError
+from filmloop.core.errors import ConfigError, TerminatedError, TrainingError
 from filmloop.core.poisson import RATE_FLOOR
 from filmloop.training.data import TrainingData
 from filmloop.training.plan import BatchPlan, learning_rate, spent
@@ -59,12 +59,14 @@ def train(
         started_s: Monotonic time from which the job's deadline counts; now, by default.
 
     Raises:
+        ConfigError: there are more ranks than frames in a batch.
         TerminatedError: `told_to_stop` on any rank; the checkpoint is written.
         TrainingError: gradients or scores that are not finite, or a run that diverges from the start.
         DataError: a shard turned out to be damaged.
         TransientError: the disk refuses a checkpoint.
     """
     hyper, pool = job.hyper, data.pool
+    _refuse_idle_ranks(hyper, ranks)
     plan = BatchPlan(pool.orders, hyper, job.seed)
     session = Session(job, module.to(ranks.device), data.holdout, ranks, folder)
     now, optimiser = session.now, session.optimiser
@@ -121,6 +123,15 @@ def train(
         pool.close()
         session.close()
     return now
+
+
+def _refuse_idle_ranks(hyper: TrainHyper, ranks: Ranks) -> None:
+    """A rank with nothing to do only slows the others down, and not every network takes a batch of no frames."""
+    if ranks.world > hyper.batch_frames:
+        raise ConfigError(
+            f"training.hyper.batch_frames = {hyper.batch_frames} is below the number of ranks, {ranks.world}.",
+            hint="Raise it, or start fewer ranks: see [launcher] of the site file.",
+        )
 
 
 def _budget_s(job: TrainJob, before_s: float, start_up_s: float) -> float:

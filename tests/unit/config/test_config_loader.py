@@ -67,6 +67,17 @@ def test_the_shipped_site_is_valid_and_local() -> None:
         ({"training": {"min_frames": "many"}}, "training.min_frames: "),
         ({"source": {"kind": "simulator", "drift": [{"from_frame": 1, "set": {"kick": 1}}]}}, "drift sets kick"),
         ({"schema_version": 2}, "schema_version: "),
+        (
+            {"training": {"hyper": {"batch_frames": 1}}},
+            "training.hyper.batch_frames = 1 is below the 2 ranks of [launcher]",
+        ),
+        (
+            {
+                "training": {"hyper": {"batch_frames": 7}},
+                "launcher": {"kind": "slurm", "nodes": 2, "processes_per_node": 4},
+            },
+            "is below the 8 ranks",
+        ),
     ],
 )
 def test_a_refusal_names_the_key_and_what_it_may_be(values: dict[str, Any], says: str) -> None:
