@@ -149,6 +149,17 @@ def test_as_many_batches_as_it_has_lanes_are_under_way_at_once_and_each_gets_its
         np.testing.assert_array_equal(one.result().rate_NCE, wanted)
 
 
+def test_a_sample_of_any_size_leaves_the_batches_under_way_as_they_were(runtime):
+    """The edge scores a sample between two batches; with `quality_every = 1` it is as many frames as came meanwhile."""
+    batches = [draw(BATCH, seed=seed) for seed in range(runtime.lanes)]
+    alone = [runtime.start(batch, surprise=True).result() for batch in batches]
+    keys, surprise = ([getattr(one, name).copy() for one in alone] for name in ("phase_N", "surprise_N"))
+    pending = [runtime.start(batch, surprise=True) for batch in batches]
+    runtime.infer(draw(12 * BATCH, seed=9).astype(np.float32) / np.float32(0.8))
+    np.testing.assert_array_equal([one.result().phase_N for one in pending], keys)
+    np.testing.assert_array_equal([one.result().surprise_N for one in pending], surprise)
+
+
 def test_one_batch_more_than_lanes_waits_instead_of_failing(runtime):
     pending = [runtime.start(draw(BATCH, seed=seed)) for seed in range(runtime.lanes + 3)]
     keys = [one.result().phase_N for one in pending]

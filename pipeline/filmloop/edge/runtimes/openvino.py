@@ -126,10 +126,14 @@ class OpenVinoRuntime:
         self._under_way: deque[Later] = deque()
         shapes = self._shapes(-(-self.most_frames // self._part) * self._part)
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
+        # Not one of those above: a sample comes in many parts while batches are under way that still need theirs.
+        self._sample_slot = _Slot(self._shapes(self._sample))
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
-        return self._start(counts_NCE, _Kind(scaled=counts_NCE.dtype != np.uint8, dense=dense, surprise=surprise))
+        kind = _Kind(scaled=counts_NCE.dtype != np.uint8, dense=dense, surprise=surprise)
+        self._slots.rotate(-1)
+        return self._start(counts_NCE, kind, self._slots[-1])
 
     def infer(self, counts_NCE: Counts) -> Floats:
         """Counts (N, C, E) to rates (N, C, E) float32, a few frames at a time: one graph is enough for a sample."""
@@ -148,21 +152,21 @@ class OpenVinoRuntime:
             del net
             time.sleep(_BREATH_S)
         self._slots.clear()
+        self._sample_slot.arrays.clear()
         self._bases.clear()
 
     def _rates(self, counts_NCE: Counts) -> Floats:
         if self._quantise is None:
             counts_NCE = counts_NCE.astype(np.float32, copy=False)
         kind = _Kind(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
-        rate_NCE = self._start(_filled(counts_NCE, self._sample), kind).result().rate_NCE
+        rate_NCE = self._start(_filled(counts_NCE, self._sample), kind, self._sample_slot).result().rate_NCE
         assert rate_NCE is not None
         return rate_NCE[: len(counts_NCE)]
 
-    def _start(self, counts_NCE: Counts, kind: _Kind) -> Later:
+    def _start(self, counts_NCE: Counts, kind: _Kind, slot: _Slot) -> Later:
         while len(self._under_way) >= self.lanes:
             self._under_way.popleft().result()
-        self._slots.rotate(-1)
-        slot, running = self._slots[-1], []
+        running = []
         for first in range(0, len(counts_NCE), self._part):
             part_NCE = counts_NCE[first : first + self._part]
             net = self._net(kind, next(size for size in self._sizes if size >= len(part_NCE)))
