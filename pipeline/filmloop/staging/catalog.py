@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filmloop.core.documents import ShardManifest, ShardRef
 from filmloop.core.errors import DataError
+from filmloop.core.fsio import disk_errors
 from filmloop.staging.layout import MANIFEST_SUFFIX, ShardName, shard_files, streams
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def read_shard(manifest_path: Path) -> SealedShard:
 
     Raises:
         DataError: the manifest is damaged or contradicts its name, or its group is not there.
+        TransientError: the disk refuses.
     """
     manifest = ShardManifest.read(manifest_path)
     ids = {"shard_id": manifest.shard_id, "path": str(manifest_path)}
@@ -54,7 +56,9 @@ def read_shard(manifest_path: Path) -> SealedShard:
             ids=ids,
         )
     group_path = manifest_path.with_name(name.group_path(Path()).name)
-    if manifest.group != group_path.name or not group_path.is_dir():
+    with disk_errors(group_path):
+        is_there = manifest.group == group_path.name and group_path.is_dir()
+    if not is_there:
         raise DataError(
             f"Shard {manifest.shard_id} has a manifest but no group {manifest.group!r} beside it.",
             hint="Bring the group back from a copy, or remove the manifest: `filmloop shards verify`.",
@@ -64,12 +68,20 @@ def read_shard(manifest_path: Path) -> SealedShard:
 
 
 def sealed_shards(stage: Path, stream: str | None = None) -> list[SealedShard]:
-    """All sealed shards, or those of one stream, by (stream, seq). Damaged ones are left out with a warning."""
+    """All sealed shards, or those of one stream, by (stream, seq). Damaged ones are left out with a warning.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
     return [shard for path in _manifests(stage, stream) if (shard := _read_or_warn(path)) is not None]
 
 
 def last_sealed(stage: Path, stream: str) -> SealedShard | None:
-    """The newest readable shard of `stream`, the one with the highest number; None if there is none."""
+    """The newest readable shard of `stream`, the one with the highest number; None if there is none.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
     for path in reversed(_manifests(stage, stream)):
         if (shard := _read_or_warn(path)) is not None:
             return shard
@@ -91,7 +103,7 @@ def _problem(path: Path) -> DataError | None:
         read_shard(path)
     except DataError as exc:
         # Retention may take a shard between the listing and the look.
-        return exc if path.exists() else None
+        return exc if _exists(path) else None
     return None
 
 
@@ -99,7 +111,12 @@ def _read_or_warn(path: Path) -> SealedShard | None:
     try:
         return read_shard(path)
     except DataError as exc:
-        if path.exists() and path not in _warned:
+        if _exists(path) and path not in _warned:
             _warned.add(path)
             _log.warning("shard left out: %s %s", exc.message, exc.hint)
         return None
+
+
+def _exists(path: Path) -> bool:
+    with disk_errors(path):
+        return path.exists()

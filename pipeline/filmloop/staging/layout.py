@@ -12,13 +12,14 @@ stream, and a site may go back to an earlier run number: it alone says which sha
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filmloop.core.errors import ConfigError
-from filmloop.core.fsio import PART_SUFFIX
+from filmloop.core.fsio import PART_SUFFIX, disk_errors
 
 GROUP_SUFFIX = ".zarr"
 MANIFEST_SUFFIX = ".manifest.json"
@@ -28,8 +29,8 @@ METADATA = "zarr.json"
 """Zarr's own, of the group and of each array in it."""
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RUN_GLOB = "run" + "[0-9]" * 6
-_SEQ_GLOB = "[0-9]" * 8
+_RUN = re.compile(r"run[0-9]{6}")
+_SHARD_FILE = re.compile(r"[0-9]{8}\..*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +84,48 @@ def name_of(path: Path) -> ShardName:
 
 
 def streams(stage: Path) -> list[str]:
-    """Names of the streams that have a folder in `stage`, sorted."""
-    if not stage.is_dir():
-        return []
-    return sorted(entry.name for entry in stage.iterdir() if entry.is_dir() and _STREAM.fullmatch(entry.name))
+    """Names of the streams that have a folder in `stage`, sorted.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    return sorted(_folders(stage, _STREAM))
 
 
 def shard_files(stage: Path, stream: str, suffix: str = "") -> Iterator[Path]:
-    """Everything of `stream` whose name is a shard's, or only what ends in `suffix`, oldest first: in order of number."""
-    found = (path for path in (stage / stream).glob(f"{_RUN_GLOB}/{_SEQ_GLOB}.*") if path.name.endswith(suffix))
+    """Everything of `stream` whose name is a shard's, or only what ends in `suffix`, oldest first: in order of number.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
+    found = [
+        stage / stream / run / name
+        for run in _folders(stage / stream, _RUN)
+        for name in _names(stage / stream / run)
+        if _SHARD_FILE.fullmatch(name) and name.endswith(suffix)
+    ]
     yield from sorted(found, key=lambda path: (path.name, path.parent.name))
 
 
 def next_seq(stage: Path, stream: str) -> int:
-    """A sequence number above all that `stream` has used, damaged shards and leftovers included."""
+    """A sequence number above all that `stream` has used, damaged shards and leftovers included.
+
+    Raises:
+        TransientError: the disk refuses.
+    """
     return max((name_of(path).seq for path in shard_files(stage, stream)), default=-1) + 1
+
+
+def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Names of the folders in `folder` that match."""
+    with disk_errors(folder):
+        return [name for name in _names(folder) if pattern.fullmatch(name) and (folder / name).is_dir()]
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in `folder`: nothing if it is not there. One that cannot be read must not look empty, as it would to `glob`."""
+    with disk_errors(folder):
+        try:
+            return os.listdir(folder)
+        except FileNotFoundError:
+            return []

@@ -53,7 +53,6 @@ class ShardWriter:
 
     Raises:
         ConfigError: the names do not make a path, or a frame has too many bins for a list of hits.
-        DataError: this shard is sealed already.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class ShardWriter:
         self.input_gain: tuple[float, ...] = ()
         self.frames_dark = 0
         self._opened_s, self._opened_utc = 0.0, ""
-        self._require_unsealed()
 
     @property
     def shard_id(self) -> str:
@@ -165,9 +163,9 @@ class ShardWriter:
         """
         if self.frames == 0:
             raise DataError(f"Shard {self.shard_id} has no frame to seal.", ids={"shard_id": self.shard_id})
-        self._require_unsealed()
         part = part_of(self._group_path)
         with disk_errors(self._group_path):
+            self._require_unsealed()
             try:
                 _make_folder(part.parent)
                 shutil.rmtree(part, ignore_errors=True)

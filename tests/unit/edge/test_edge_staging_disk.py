@@ -14,7 +14,9 @@ from filmloop.core.documents import Accounting
 from filmloop.core.errors import TransientError
 from filmloop.edge.stages import sealer as sealer_module
 from filmloop.staging.writer import ShardWriter
-from rigs.staging import Disk, Edge, in_the_books, left_out, manifests
+from filmloop.testing.edge import STREAM
+from rigs.refusing import bound_by_modes, unreadable
+from rigs.staging import Disk, Edge, in_the_books, left_out, manifests, work_off
 from rigs.waiting import until
 
 
@@ -99,6 +101,58 @@ def test_a_seal_that_failed_after_its_commit_is_not_counted_twice(home, monkeypa
         accounting = edge.finish()
     assert accounting == Accounting(frames_in=96, frames_inferred=96, frames_staged=96)
     assert len(in_the_books(home, accounting)) == 96
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_disk_that_refuses_and_loses_nothing(home):
+    with bound_by_modes(), Edge(home, staging={"frames_per_shard": 32}) as edge:
+        edge.feed_all(32)
+        until(lambda: edge.counts["sealed"] == 32)
+        with unreadable(home.stage / STREAM / "run000001"):
+            edge.feed_all(64, first=32)
+            until(lambda: "Permission denied" in edge.problem)
+            until(lambda: edge.counts["taken"] == 96)
+        accounting = edge.finish()
+    assert accounting == Accounting(frames_in=96, frames_inferred=96, frames_staged=96)
+    assert [manifest.seq for manifest in manifests(home)] == [0, 1, 2]
+
+
+def test_a_life_that_begins_while_the_disk_refuses_tries_again_and_takes_no_sealed_frame_for_lost(home):
+    edge = Edge(home, staging={"frames_per_shard": 32})
+    edge.stage._sealer.start()
+    edge.feed_all(32)
+    work_off(edge.stage)
+    until(lambda: edge.stage._sealer.sealed == 32)
+    with bound_by_modes(), unreadable(home.stage / STREAM / "run000001"):
+        for _ in range(2):
+            with pytest.raises(TransientError, match="Permission denied"):
+                edge.killed()
+    edge.stage = edge.make()
+    with edge:
+        edge.feed_all(32, first=32)
+        accounting = edge.finish()
+    assert accounting == Accounting(frames_in=64, frames_inferred=64, frames_staged=64)
+
+
+def test_whether_a_failed_seal_was_committed_is_asked_again_when_the_disk_can_say(home, monkeypatch):
+    seal, last_sealed, asked = ShardWriter.seal, sealer_module.last_sealed, []
+
+    def seals_then_fails(self, **given):
+        seal(self, **given)
+        raise TransientError("fsync of the folder failed") from OSError(errno.EIO, "I/O error")
+
+    def refuses_once(stage, stream):
+        asked.append(stream)
+        if len(asked) == 1:
+            raise TransientError("I/O error") from OSError(errno.EIO, "I/O error")
+        return last_sealed(stage, stream)
+
+    monkeypatch.setattr(ShardWriter, "seal", seals_then_fails)
+    monkeypatch.setattr(sealer_module, "last_sealed", refuses_once)
+    with Edge(home, staging={"frames_per_shard": 32}) as edge:
+        edge.feed_all(32)
+        accounting = edge.finish()
+    assert len(asked) == 2
+    assert accounting == Accounting(frames_in=32, frames_inferred=32, frames_staged=32)
 
 
 def test_a_bug_in_the_sealer_ends_the_stage_at_once_with_its_error(home, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 from filmloop.config.paths import Home
@@ -118,6 +119,27 @@ def test_what_a_kill_has_cost_in_a_new_run_is_told_with_the_numbers_of_that_run(
         accounting = edge.finish()
     in_the_books(home, accounting)
     assert left_out(home) == [(5, 24, 20)]
+
+
+def test_what_a_kill_has_cost_before_a_new_run_had_a_frame_in_its_shard_is_told_with_the_run_that_it_was_of(
+    home, monkeypatch
+):
+    disk = Disk(monkeypatch)
+    edge = Edge(home, labelled=True)
+    edge.stage._sealer.start()
+    edge.feed(range(1000, 1020), run=1)
+    edge.feed(range(5, 25), run=2, label=np.nan)
+    work_off(edge.stage)
+    until(lambda: edge.stage._sealer.trouble)
+    edge.stage = edge.killed()
+    disk.error = 0
+    with edge:
+        edge.feed(range(25, 30), run=2)
+        accounting = edge.finish()
+    assert accounting.frames_unstaged == {"bad_frame": 20, "staging_killed": 20}
+    in_the_books(home, accounting)
+    ((lost,),) = [[left for left in m.dropped if left.reason == "staging_killed"] for m in manifests(home)]
+    assert (lost.run_number, lost.first_pulse_id, lost.last_pulse_id, lost.frames) == (1, 1000, 1019, 20)
 
 
 def test_frames_that_a_killed_life_had_not_passed_are_taken_by_the_next_one(home):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from filmloop.core.documents import Accounting
-from filmloop.core.errors import ConfigError
+from filmloop.core.errors import ConfigError, TransientError
 from filmloop.staging.catalog import damaged, last_sealed, sealed_shards
 from filmloop.staging.layout import ShardName, next_seq
 from filmloop.staging.reader import ShardReader
@@ -18,6 +18,7 @@ from filmloop.staging.recovery import Recovery, recover
 from filmloop.staging.retention import expire
 from filmloop.staging.verify import verify_shard
 from filmloop.testing.shards import example_block, write_shard
+from rigs.refusing import bound_by_modes, unreadable
 
 
 @pytest.fixture
@@ -91,6 +92,15 @@ def test_a_damaged_shard_is_left_out_named_and_warned_of_once(stage: Path, harm,
     assert last.shard_id == ALL_B[1]
     # Its number is not used again: the next shard must not collide with the remains.
     assert next_seq(stage, "b") == 12
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(stage: Path) -> None:
+    for folder in (stage / "b/run000001", stage / "b", stage):
+        with bound_by_modes(), unreadable(folder):
+            for look in (sealed_shards, last_sealed, next_seq, recover):
+                with pytest.raises(TransientError, match="Permission denied"):
+                    look(stage, "b")
+    assert ids(stage, "b") == ALL_B
 
 
 def test_numbers_start_at_zero(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_sealed_shard_is_never_written_again(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="sealed already"):
         late.seal(accounting=Accounting())
     with pytest.raises(DataError, match="sealed already"):
-        make_writer(tmp_path)
+        write_shard(tmp_path, example_block(30))
     verify_shard(first.manifest_path)
     assert ShardReader(first.manifest_path).frames == 20
 

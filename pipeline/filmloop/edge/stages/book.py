@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from filmloop.core.documents import Accounting, PulseRange
 from filmloop.edge.news import News
@@ -24,10 +25,13 @@ class StagingBook:
 
     Attributes:
         totals: The cell as it is written next.
+        run_number: Of the open shard.
     """
 
     def __init__(self, ring: FrameRing) -> None:
         self.totals = ring.staging.read()
+        self.run_number = self.totals["open_run"]
+        self._begins = False
         self._ring = ring
         self._came = [ring.source.get(name) for name in CAME_WITH]
         # As of the last frame that the open shard has: what became of all, and how many gaps were before it.
@@ -42,16 +46,14 @@ class StagingBook:
 
     def begin_shard(self, run_number: int) -> None:
         """Frames of this run come next, into a new shard."""
-        if run_number != self.totals["open_run"] or not self.totals["open_frames"]:
-            self.totals["open_first_id"] = -1
-        self.totals["open_run"] = run_number
+        self._begins = run_number != self.totals["open_run"] or not self.totals["open_frames"]
+        self.run_number = run_number
 
     def count(self, places: slice, kept: int, sealed: int) -> None:
         """So many frames of these places are in the open shard, the others were not sampled."""
         ids_N = self._ring.pulse_id_F[places]
-        if self.totals["open_first_id"] < 0:
-            self.totals["open_first_id"] = int(ids_N[0])
-        self.totals["open_last_id"] = int(ids_N[-1])
+        if kept:
+            self._say_open(ids_N)
         self.totals["appended"] += kept
         self.totals[NOT_SAMPLED] += len(ids_N) - kept
         self._pass(places, sealed)
@@ -114,7 +116,7 @@ class StagingBook:
         told = 0 if last is None else last.manifest.accounting.frames_unstaged.get(STAGING_KILLED, 0)
         # A life that was killed before it sealed anything could not tell of what the one before it had lost.
         untold = totals[STAGING_KILLED] - told
-        if lost > 0 or untold > 0:
+        if lost + untold > 0:
             first_id, last_id = totals["open_first_id"], totals["open_last_id"]
             if last is not None and last.manifest.run_number == totals["open_run"]:
                 first_id = min(last.manifest.last_pulse_id + 1, last_id)
@@ -135,6 +137,13 @@ class StagingBook:
         self.totals["appended"] -= frames
         self.totals["ended"] = 1
         self.commit(sealed)
+
+    def _say_open(self, ids_N: npt.NDArray[np.uint64]) -> None:
+        """The open shard has frames of these now; before its first ones a kill costs frames of the shards before it."""
+        if self._begins:
+            self.totals["open_run"], self.totals["open_first_id"] = self.run_number, int(ids_N[0])
+            self._begins = False
+        self.totals["open_last_id"] = int(ids_N[-1])
 
     def _take_notes(self, upto: int) -> None:
         """What the source let pass before the frame at cursor `upto`."""

@@ -174,7 +174,11 @@ class Sealer(threading.Thread):
 
     def _is_committed(self, writer: ShardWriter) -> bool:
         """Whether a seal that failed had already renamed the manifest: then the frames are staged."""
-        last = last_sealed(self._stage, self._stream)
+        try:
+            last = last_sealed(self._stage, self._stream)
+        except FilmloopError:
+            # The next try is refused if it was, and asks again.
+            return False
         return last is not None and last.shard_id == writer.shard_id
 
     def _done(self, closed: Closed) -> None:

@@ -143,7 +143,7 @@ class StagingStage(Stage):
 
     def _open(self, run_number: int) -> ShardWriter | None:
         """The shard for frames of this run; None while the one before cannot be given away."""
-        if self._writer is not None and (self._writer.full or run_number != self._book.totals["open_run"]):
+        if self._writer is not None and (self._writer.full or run_number != self._book.run_number):
             if self._writer.frames and not self._close():
                 return None
             self._writer = None
@@ -198,7 +198,7 @@ class StagingStage(Stage):
                 return 0, places.start
             which, weight_N, end = kept, weight_N[keep_N], int(kept[-1]) + 1
         block = FrameBlock(
-            run_number=self._book.totals["open_run"],
+            run_number=self._book.run_number,
             pulse_id_N=ring.pulse_id_F[which],
             counts_NCE=ring.counts_FCE[which],
             flags_N=ring.flags_F[which],
