@@ -223,6 +223,18 @@ def test_a_live_source_sheds_its_oldest_frames_and_says_exactly_which(home, monk
     assert "cannot keep up" in edge.problem
 
 
+def test_staging_with_nothing_else_to_do_sheds_no_frame_however_short_the_ring_is_beside_a_chunk(home):
+    # Shed above 51 frames; a chunk has 64.
+    edge = Edge(home, live=True, frames=256, edge={"shed_at": 0.2})
+    for start in range(0, 640, 16):
+        edge.feed(range(start, start + 16))
+        edge.stage._shed(edge.head)
+        edge.stage._step(edge.head, flush=False)
+    with edge:
+        accounting = edge.finish()
+    assert accounting == Accounting(frames_in=640, frames_inferred=640, frames_staged=640)
+
+
 def test_a_source_that_can_wait_is_never_shed(home, monkeypatch):
     disk = Disk(monkeypatch, 0)
     disk.pause_s = 0.05

@@ -76,6 +76,7 @@ class StagingStage(Stage):
         section = config.staging
         self._book = StagingBook(ring)
         self._sampler = Sampler(section) if section.keep_every > 1 else None
+        self._allowed = int(config.edge.shed_at * ring.frames)
         recover(home.stage, stream)
         sealed = self._book.find_lost(home.stage, stream, self.news)
         self._seq = next_seq(home.stage, stream)
@@ -133,10 +134,11 @@ class StagingStage(Stage):
         return bool(self._sealer.trouble)
 
     def _worth_it(self, places: slice) -> bool:
-        """A chunk is packed where it lies if all of it is there: worth waiting for, but not for long."""
+        """A chunk is packed where it lies if all of it is there: worth waiting for, but not for long, nor until frames are shed."""
         chunk = self._config.staging.frames_per_chunk
         filled = 0 if self._writer is None else self._writer.frames % chunk
-        if places.stop - places.start >= chunk - filled or places.stop == self.ring.frames or self._asked:
+        enough = min(chunk - filled, self._allowed // 2)
+        if places.stop - places.start >= enough or places.stop == self.ring.frames or self._asked:
             return True
         waited_ns = time.monotonic_ns() - int(self.ring.arrived_ns_F[places.start])
         return waited_ns > 2e9 * _LOOK_EVERY_S
@@ -215,11 +217,10 @@ class StagingStage(Stage):
 
     def _shed(self, done: int) -> None:
         """Of a live source, leave out the oldest frames while more wait than the site allows."""
-        allowed = int(self._config.edge.shed_at * self.ring.frames)
-        if not self._live or done - self._book.taken <= allowed:
+        if not self._live or done - self._book.taken <= self._allowed:
             return
         self.news.problem("staging cannot keep up: frames are inferred and not staged")
-        end = done - allowed // 2
+        end = done - self._allowed // 2
         while (taken := self._book.taken) < end:
             self._leave_out(self._of_one_run(self.ring.span(taken, end)), QUEUE_FULL)
 
