@@ -72,7 +72,7 @@ class Home:
 
     @property
     def edge_control(self) -> Path:
-        """Requests to the edge, gone when done: `seal-<key>` to seal the open shard, `look` to look at the champion alias."""
+        """Requests to the edge, gone when done: `seal-<key>-<call>` to seal the open shard, `look` to look at the champion alias."""
         return self.edge / "control"
 
     @property

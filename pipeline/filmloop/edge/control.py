@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ _CAP_S = 0.05
 def request_seal(home: Home, key: str, deadline_s: float) -> bool:
     """Have the edge seal every frame that it took in before this call; returns False if no edge is alive.
 
-    Idempotent by `key`, which must be fit for a file name (a cycle id).
+    May be called again with the same `key`, which must be fit for a file name (a cycle id).
 
     Raises:
         TransientError: an edge is alive and has not sealed within `deadline_s` seconds.
@@ -29,7 +30,8 @@ def request_seal(home: Home, key: str, deadline_s: float) -> bool:
         raise ConfigError(f"{key!r} cannot name a request.", hint="Use an id such as c20261122-130501-9f3a.")
     if not is_alive(home):
         return False
-    path = home.edge_control / f"{_PREFIX}{key}"
+    # A name for each call: the edge may still be busy with one before it, whose frames are not all of this one's.
+    path = home.edge_control / f"{_PREFIX}{key}-{uuid.uuid4().hex[:8]}"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from filmloop.config.paths import Home
 from filmloop.core.documents import Accounting, PulseRange
+from filmloop.core.errors import TransientError
+from filmloop.edge.control import pending_requests, request_seal
+from filmloop.edge.lock import only_edge
 from filmloop.staging.reader import ShardReader
 from filmloop.staging.sampling import Sampler
 from filmloop.testing.edge import pool, small_site, staged
@@ -184,6 +188,21 @@ def test_a_request_is_not_answered_while_the_disk_refuses_and_is_once_it_does_no
         disk.error = 0
         until(lambda: not asked.exists())
         assert staged(home)[1]["pulse_id"].size == 20
+
+
+def test_a_second_call_by_the_same_key_is_not_answered_with_the_frames_of_the_first(home, monkeypatch):
+    disk = Disk(monkeypatch)
+    with only_edge(home), Edge(home) as edge, ThreadPoolExecutor(1) as caller:
+        edge.feed(range(20))
+        with pytest.raises(TransientError):
+            request_seal(home, "cycle-1", 0.3)
+        edge.feed(range(20, 40))
+        until(lambda: edge.counts["taken"] == 40)
+        call = caller.submit(request_seal, home, "cycle-1", 10.0)
+        until(lambda: pending_requests(home))
+        disk.error = 0
+        assert call.result() is True
+        assert staged(home)[1]["pulse_id"].tolist() == list(range(40))
 
 
 def test_a_request_that_cannot_be_taken_away_stops_nothing(home, monkeypatch):
