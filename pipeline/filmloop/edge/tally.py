@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from filmloop.core.documents import Accounting, PulseRange
 
@@ -49,14 +49,25 @@ def add(left: Accounting, right: Accounting) -> Accounting:
 def note(ranges: list[PulseRange], new: PulseRange) -> None:
     """Add `new`; frames lost in a row for one reason become one range."""
     if ranges and (ranges[-1].reason, ranges[-1].run_number) == (new.reason, new.run_number):
-        last = ranges.pop()
-        merged = {
-            "first_pulse_id": min(last.first_pulse_id, new.first_pulse_id),
-            "last_pulse_id": max(last.last_pulse_id, new.last_pulse_id),
-            "frames": last.frames + new.frames,
-        }
-        new = new.model_copy(update=merged)
+        new = _around((ranges.pop(), new))
     ranges.append(new)
+
+
+def merged(ranges: Sequence[PulseRange]) -> list[PulseRange]:
+    """One range for each reason and run: so many frames as before, somewhere within it."""
+    alike: dict[tuple[str, int | None], list[PulseRange]] = {}
+    for each in ranges:
+        alike.setdefault((each.reason, each.run_number), []).append(each)
+    return [_around(found) for found in alike.values()]
+
+
+def _around(ranges: Sequence[PulseRange]) -> PulseRange:
+    found = {
+        "first_pulse_id": min(each.first_pulse_id for each in ranges),
+        "last_pulse_id": max(each.last_pulse_id for each in ranges),
+        "frames": sum(each.frames for each in ranges),
+    }
+    return ranges[0].model_copy(update=found)
 
 
 def add_reasons(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:

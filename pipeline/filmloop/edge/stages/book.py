@@ -13,8 +13,11 @@ import numpy.typing as npt
 from filmloop.core.documents import Accounting, PulseRange
 from filmloop.edge.news import News
 from filmloop.edge.ring import CAME_WITH, NOT_INFERRED, NOTES, UNSTAGED, FrameRing
-from filmloop.edge.tally import NO_MODEL, NOT_SAMPLED, PASSED, STAGING_KILLED, STOPPED, add_reasons, note
+from filmloop.edge.tally import NO_MODEL, NOT_SAMPLED, PASSED, STAGING_KILLED, STOPPED, add_reasons, merged, note
 from filmloop.staging.catalog import last_sealed
+
+_MOST_RANGES = 4096
+"""Half a megabyte in a manifest. While a disk is full, damaged frames among the sound ones bring as many in a minute."""
 
 
 class StagingBook:
@@ -37,6 +40,7 @@ class StagingBook:
         # As of the last frame that the open shard has: what became of all, and how many gaps were before it.
         self._at_last = self._came, self.totals, 0
         self._dropped: list[PulseRange] = []
+        self._most_ranges = _MOST_RANGES
         self._noted_at = -1
 
     @property
@@ -92,6 +96,7 @@ class StagingBook:
         """
         came_with, totals, before = self._at_last
         dropped, self._dropped = tuple(self._dropped[:before]), self._dropped[before:]
+        self._at_last = came_with, totals, 0
         came = dict(zip(CAME_WITH, came_with, strict=True))
         passed = {reason: came[reason] for reason in PASSED}
         accounting = Accounting(
@@ -164,6 +169,16 @@ class StagingBook:
         else:
             self._dropped.append(left_out)
         self._noted_at = at
+        if len(self._dropped) > self._most_ranges:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Tell less exactly of what was left out; what was before the last frame of the open shard stays apart."""
+        came_with, totals, before = self._at_last
+        told, untold = merged(self._dropped[:before]), merged(self._dropped[before:])
+        self._at_last, self._dropped = (came_with, totals, len(told)), told + untold
+        # However many runs there are, most calls of `_note` find room.
+        self._most_ranges = max(_MOST_RANGES, 2 * len(self._dropped))
 
     def _pass(self, places: slice, sealed: int) -> None:
         """These places are free again. Told before the shard that holds the frames is given away: see `find_lost`."""
