@@ -42,7 +42,11 @@ class Host(Protocol):
         """See above."""
 
     def start(self) -> None:
-        """Begin; the stage takes up what a former life left."""
+        """Begin; the stage takes up what a former life left.
+
+        Raises:
+            OSError: it cannot be started for the first time. Later that is a life that ended before it began.
+        """
 
     def is_alive(self) -> bool:
         """Whether it works."""
@@ -113,7 +117,7 @@ class ProcessHost:
     def __init__(self, role: str, ring: FrameRing, argv: Sequence[str]) -> None:
         self.role, self._ring, self._argv = role, ring, argv
         self._process: subprocess.Popen[bytes] | None = None
-        self._starts = 0
+        self._starts, self._refusal = 0, ""
 
     def start(self) -> None:
         """See `Host`."""
@@ -129,6 +133,11 @@ class ProcessHost:
                 env=_ENVIRON | os.environ,
                 pass_fds=(ring.fd, *(bell.fd for bell in ring.bells.values())),
             )
+        except OSError as exc:
+            if self._starts == 1:
+                raise
+            # No memory, too many processes: what was started before can be again, once there is room.
+            self._process, self._refusal = None, f"could not be started: {exc}"
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
@@ -159,7 +168,9 @@ class ProcessHost:
 
     def how_it_ended(self) -> str:
         """See `Host`."""
-        code = self._process.poll() if self._process is not None else None
+        if self._process is None:
+            return self._refusal
+        code = self._process.poll()
         if code is not None and code < 0:
             return f"ended by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"

@@ -279,6 +279,26 @@ def test_a_stage_that_cannot_be_started_at_all_leaves_no_process_behind(ring):
     assert isinstance(edge.outcome, FileNotFoundError)
 
 
+def test_a_process_that_cannot_be_started_anew_is_tried_again_and_the_others_go_on(ring, tmp_path):
+    """As when there is no memory for one more process, or no number."""
+    python, away = tmp_path / "python", tmp_path / "away"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with Running(ring, [ProcessHost(role, ring, (str(python), str(TINY))) for role in ORDER]) as edge:
+        until(lambda: all(edge.lives(role) for role in ROLES))
+        python.rename(away)
+        os.kill(edge.supervisor.pids()["inference"], signal.SIGKILL)
+        until(lambda: edge.supervisor.restarts["inference"] >= 3 or not edge.thread.is_alive())
+        assert edge.thread.is_alive()
+        assert "inference could not be started" in edge.supervisor.problem
+        assert set(edge.supervisor.pids()) == {"source", "staging"}
+        assert edge.supervisor._pause_s["inference"] >= 0.5, "ever more seldom"
+        away.rename(python)
+        until(lambda: edge.lives("inference") == 2)
+    assert edge.outcome is None
+    assert ended(ring) == set(ROLES)
+
+
 def test_an_error_of_ours_survives_the_board_and_an_unknown_one_is_told_too():
     told = ConfigError("no", hint="yes", ids={"a": "b"}).as_dict()
     again = error_of(told)
