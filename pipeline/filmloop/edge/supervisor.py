@@ -22,6 +22,8 @@ _BEGIN_S = 30.0
 """The source waits at most so long for the others to come up: frames without a model are staged all the same."""
 _URGENT_S = 1.0
 """Staging never waits for anything: if a live source finds no room and staging shows no life for so long, it hangs."""
+_MOST_PATIENCE = 8.0
+"""So many times `stall_after_s` at most: stalls that are weeks apart must not add up to an hour in which nobody looks."""
 _FINISH_S = 3.0
 """Longest that inference, staging and the last seal may take after a stop; with everything else it stays below 5 s."""
 
@@ -143,7 +145,7 @@ class Supervisor:
             allowed_s = min(allowed_s, _URGENT_S)
         if silent_s <= allowed_s:
             return False
-        self._patience[host.role] *= 2
+        self._patience[host.role] = min(2 * self._patience[host.role], _MOST_PATIENCE)
         self._say(f"{host.role} shows no life for {silent_s:.1f} s, ended by force")
         return True
 

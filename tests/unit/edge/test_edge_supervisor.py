@@ -234,6 +234,19 @@ def test_a_process_that_shows_no_life_is_ended_and_started_anew(ring):
     assert edge.outcome is None
 
 
+def test_whoever_was_ended_for_a_stall_gets_twice_the_time_but_never_more_than_eight_times(ring):
+    host, now_s = ProcessHost("inference", ring, ()), 1e6
+    supervisor = Supervisor(ring, [host], stall_after_s=10.0)
+
+    def hangs_after(silent_s):
+        ring.beats[ROLES.index("inference")] = int((now_s - silent_s) * 1e9)
+        return supervisor._hangs(host, now_s)
+
+    for allowed_s in (10, 20, 40, 80, 80, 80, 80, 80):
+        assert not hangs_after(allowed_s - 1)
+        assert hangs_after(allowed_s + 1)
+
+
 def test_with_the_ring_full_a_staging_that_shows_no_life_is_started_anew_within_seconds(ring):
     ring.source.write({**ring.source.read(), "head": ring.frames})
     with in_processes(ring, live=True, staging="stops in its first life") as edge:
