@@ -227,8 +227,7 @@ class ShardWriter:
             return
         if block.label_NCE is None or block.label_NCE.shape != block.counts_NCE.shape:
             raise DataError(f"Shard {self.shard_id} is labelled, but a block brings no label for each count.", ids=ids)
-        # `not <=` is also true for NaN; above this float16 would turn a label into infinity.
-        if not np.abs(block.label_NCE).max() <= np.finfo(np.float16).max:
+        if not storable(block.label_NCE).all():
             raise DataError(f"A label for shard {self.shard_id} is not a finite float16 number.", ids=ids)
 
     def _check_events(self, events: Events, frames: int) -> None:
@@ -290,6 +289,12 @@ class ShardWriter:
         os.replace(part, self._group_path)
         os.replace(manifest_part, self._manifest_path)
         fsync_dir(part.parent)
+
+
+def storable(label_NCE: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which frames have labels that a shard can hold, bool (N,): float16 would turn larger ones into infinity."""
+    # `<=` is false for NaN, too.
+    return np.asarray(np.abs(label_NCE).max(axis=(1, 2)) <= np.finfo(np.float16).max)
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,8 +15,8 @@ from filmloop.edge.control import pending_requests, request_seal
 from filmloop.edge.lock import only_edge
 from filmloop.staging.reader import ShardReader
 from filmloop.staging.sampling import Sampler
-from filmloop.testing.edge import pool, small_site, staged
-from rigs.staging import Disk, Edge, exact, in_the_books, manifests
+from filmloop.testing.edge import FRAME_SHAPE, pool, small_site, staged
+from rigs.staging import Disk, Edge, exact, in_the_books, left_out, manifests
 from rigs.waiting import until
 
 
@@ -300,6 +300,39 @@ def test_a_run_of_which_nothing_is_sampled_does_not_hold_up_the_next_one(home):
     assert {manifest.run_number for manifest in manifests(home)} == {2}
     assert accounting.frames_staged > 0
     in_the_books(home, accounting)
+
+
+BAD_LABELS = {0: 70000, 50: np.nan, 51: np.inf, 130: -1e9, 199: 65520}
+
+
+def some_labels_bad(frames):
+    label = np.ones((frames, *FRAME_SHAPE), np.float32)
+    label[list(BAD_LABELS), 3, 4] = list(BAD_LABELS.values())
+    return label
+
+
+def test_a_frame_whose_label_cannot_be_stored_costs_none_of_its_neighbours(home):
+    with Edge(home, labelled=True) as edge:
+        edge.feed(range(200), label=some_labels_bad(200))
+        edge.feed(range(200, 240))
+        accounting = edge.finish()
+    assert accounting.frames_unstaged == {"bad_frame": 5}
+    assert "not a finite" in edge.problem
+    staged_ids = [number for _, number in in_the_books(home, accounting)]
+    assert staged_ids == [number for number in range(240) if number not in BAD_LABELS]
+    assert left_out(home) == [(0, 0, 1), (50, 51, 2), (130, 130, 1), (199, 199, 1)]
+
+
+def test_a_frame_whose_label_cannot_be_stored_costs_nothing_of_a_sample_but_itself(home):
+    with Edge(home, labelled=True, staging={"keep_every": 2}) as edge:
+        edge.feed(range(200), label=some_labels_bad(200))
+        accounting = edge.finish()
+    picked_N, _ = Sampler(edge.config.staging).choose(np.arange(200, dtype=np.uint64))
+    picked = set(np.flatnonzero(picked_N).tolist())
+    assert picked & set(BAD_LABELS)
+    staged_ids = [number for _, number in in_the_books(home, accounting)]
+    assert staged_ids == sorted(picked - set(BAD_LABELS))
+    assert set(accounting.frames_unstaged) == {"bad_frame", "not_sampled"}
 
 
 def test_frames_that_no_shard_takes_are_bad_and_do_not_hold_up_the_next_run(home):

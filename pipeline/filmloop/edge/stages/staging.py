@@ -38,7 +38,7 @@ from filmloop.edge.tally import (
 from filmloop.staging.layout import next_seq
 from filmloop.staging.recovery import recover
 from filmloop.staging.sampling import Sampler
-from filmloop.staging.writer import ShardWriter
+from filmloop.staging.writer import ShardWriter, storable
 
 _log = logging.getLogger(__name__)
 
@@ -175,18 +175,35 @@ class StagingStage(Stage):
             frames = head + (frames - head) // section.frames_per_chunk * section.frames_per_chunk
         places = slice(places.start, places.start + frames)
         try:
-            kept, end = self._append(writer, places)
+            self._put(writer, places)
         except DataError as exc:
             self.news.problem(exc.message)
-            self._leave_out(places, BAD_FRAME)
-            return
+            self._put_sound(writer, places)
+        if writer.full:
+            self._close()
+
+    def _put_sound(self, writer: ShardWriter, places: slice) -> None:
+        """Of frames that no shard takes together those that one does; looked at singly only now: it costs as much again."""
+        label_FCE, at = self.ring.label_FCE, places.start
+        sound_N = np.ones(places.stop - at, np.bool_) if label_FCE is None else storable(label_FCE[places])
+        while at < places.stop:
+            left_N = sound_N[at - places.start :]
+            alike = slice(at, at + _leading(left_N == left_N[0]))
+            try:
+                self._put(writer, alike)
+            except DataError:
+                self._leave_out(alike, BAD_FRAME)
+            at = alike.stop
+            self.beat()
+
+    def _put(self, writer: ShardWriter, places: slice) -> None:
+        """All of these frames, or the sample of them, for which there is room; the writer says why if it takes none."""
+        kept, end = self._append(writer, places)
         if kept:
             self._book.count(slice(places.start, end), kept, self._sealer.sealed)
             self._book.mark_last()
         if end < places.stop:
             self._book.count(slice(end, places.stop), 0, self._sealer.sealed)
-        if writer.full:
-            self._close()
 
     def _append(self, writer: ShardWriter, places: slice) -> tuple[int, int]:
         """All of the frames, or the sample of them; returns how many, and the place behind the last of these."""
