@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from filmloop.config.section import Section
+from filmloop.core.types import MAX_RUN
 from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
 Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.")]
@@ -18,7 +19,7 @@ class SimulatorSource(Section):
     kind: Literal["simulator"] = Field("simulator", description="frames from the simulated CookieBox")
     stream: str = Field("simulator", description="name of the stream; shards lie in a folder of this name")
     seed: int = Field(1, ge=0, description="the same seed makes the same frames on any machine")
-    run_number: int = Field(1, ge=0, description="run that the frames belong to")
+    run_number: int = Field(1, ge=0, le=MAX_RUN, description="run that the frames belong to")
     rate_hz: float = Field(2000.0, ge=0, description="frames a second; 0 is as fast as it can")
     frames: int | None = Field(None, ge=1, description="end after this many frames; not set: never")
     pool_frames: int = Field(
@@ -41,7 +42,9 @@ class ReplaySource(Section):
     kind: Literal["replay"] = Field("replay", description="recorded frames")
     path: str = Field(description="an HDF5 file or a folder with sealed shards, relative to this file")
     stream: str = Field("", description="'' is replay-<file name>-<6 hex digits of its content>")
-    run_number: int = Field(1, ge=0, description="run of the first pass; later passes count up")
+    run_number: int = Field(
+        1, ge=0, le=MAX_RUN, description="run of the first pass; later passes count up, after 999999 from here again"
+    )  # fmt: skip
     rate_hz: float = Field(0.0, ge=0, description="frames a second; 0 is as fast as they are taken")
     loop: bool = Field(False, description="begin again at the end, as the next run")
     use_labels: bool = Field(False, description="deliver Y beside X, for labelled training")
@@ -78,7 +81,7 @@ class ZeroMqSource(Section):
         "raw", description="raw: filmloop's lean multipart message; lclstreamer: every message is an HDF5 file"
     )
     stream: str = Field("zeromq", min_length=1, description="name of the stream")
-    run_number: int = Field(1, ge=0, description="run of the frames where a message names none")
+    run_number: int = Field(1, ge=0, le=MAX_RUN, description="run of the frames where a message names none")
     form: Literal["counts", "hits"] = Field("counts", description="what an lclstreamer message holds; raw ones say so")
     fields: EventFields = Field(EventFields(), description="where an lclstreamer message holds what")
     pulse_id_scale: float = Field(
@@ -105,7 +108,7 @@ class PvAccessSource(Section):
         (), description="hosts to ask for the channel (EPICS_PVA_ADDR_LIST) instead of the environment's"
     )
     stream: str = Field("pvaccess", min_length=1, description="name of the stream")
-    run_number: int = Field(1, ge=0, description="run of the frames")
+    run_number: int = Field(1, ge=0, le=MAX_RUN, description="run of the frames")
     pulse_id: Literal["uniqueId", "timeStamp", "attribute"] = Field(
         "uniqueId",
         description="what numbers the frames: uniqueId, dataTimeStamp in ns, or an attribute; of a stack it is the "

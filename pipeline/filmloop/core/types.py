@@ -16,13 +16,16 @@ SATURATED = 1
 BAD = 2
 """Bit of `flags_N`: this frame is damaged. Its place in the stream counts, its numbers mean nothing; never staged."""
 
+MAX_RUN = 999_999
+"""The highest run number: the folder of a run has six digits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameBlock:
     """Frames of one run, in the order of their arrival.
 
     Attributes:
-        run_number: The run; a `pulse_id` is unique within it.
+        run_number: The run, 0 to `MAX_RUN`; a `pulse_id` is unique within it.
         pulse_id_N: uint64 (N,).
         counts_NCE: uint8 (N, C, E), detector counts, clipped at 255.
         flags_N: uint8 (N,), bits `SATURATED` and `BAD`.

@@ -4,7 +4,8 @@ Senders work side by side, so frames may come in any order. The newest `WINDOW` 
 remembered one by one: an id that was seen is a duplicate, one that was not is out of order and welcome. What is older
 than the window is late: nobody could tell whether it came before. If nothing but late frames comes, the numbering has
 begun anew, or one damaged id had moved the window far ahead: the window goes to where the frames are. The number of
-a frame that is flagged as damaged is believed only near the others of its run.
+a frame that is flagged as damaged is believed only near the others of its run, and a run that no shard could be named
+after is damage.
 Shape suffixes: N frames let in, D frames delivered, C channels, E energy bins.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.core.documents import PulseRange
-from filmloop.core.types import BAD, FrameBlock
+from filmloop.core.types import BAD, MAX_RUN, FrameBlock
 from filmloop.edge.ring import CAME_WITH
 from filmloop.edge.tally import BAD_FRAME, LATE, OVERFLOW
 
@@ -209,7 +210,8 @@ class Intake:
 
     def _is_bad(self, block: FrameBlock) -> bool:
         wrong = block.counts_NCE.shape[1:] != self._frame_shape or block.counts_NCE.dtype != np.uint8
-        return wrong or bool((block.flags_N & BAD).any()) or int(block.pulse_id_N.max()) > MAX_ID
+        wrong = wrong or not 0 <= block.run_number <= MAX_RUN or int(block.pulse_id_N.max()) > MAX_ID
+        return wrong or bool((block.flags_N & BAD).any())
 
 
 _IN, _MISSING = CAME_WITH.index("frames_in"), CAME_WITH.index("missing")

@@ -43,8 +43,8 @@ CONTROL_FIELDS = ("stop", "hurry")
 
 NOTES = 4096
 NOTE_FIELDS = ("at", "run_number", "first_pulse_id", "last_pulse_id", "frames", "reason")
-"""Frames that the source let pass: `at` is the cursor of the frame that came next, `reason` indexes CAME_WITH. Pulse ids
-are the bits of a uint64: damaged ones are told too."""
+"""Frames that the source let pass: `at` is the cursor of the frame that came next, `reason` indexes CAME_WITH. Run and pulse
+ids are the bits of a uint64: damaged ones are told too."""
 
 _BOARD_BYTES, _SPEC_BYTES = 32768, 1 << 20
 """What a stage says is bounded by us; a site's resolved configuration is not: a drift schedule may be long."""
@@ -157,9 +157,10 @@ class FrameRing:
 
     def write_note(self, number: int, at: int, passed: PulseRange) -> None:
         """Note number `number` of the source: frames let pass before the one at cursor `at`."""
-        ids = np.array([passed.first_pulse_id, passed.last_pulse_id], np.uint64).view(np.int64).tolist()
+        numbers = [(passed.run_number or 0) % 2**64, passed.first_pulse_id, passed.last_pulse_id]
+        bits = np.array(numbers, np.uint64).view(np.int64).tolist()
         reason = CAME_WITH.index(passed.reason)
-        self.notes[number % NOTES] = [at, passed.run_number or 0, *ids, passed.frames, reason]
+        self.notes[number % NOTES] = [at, *bits, passed.frames, reason]
 
     def read_note(self, number: int) -> tuple[int, PulseRange]:
         """Cursor and frames of a note."""
@@ -169,7 +170,7 @@ class FrameRing:
             last_pulse_id=last_id % 2**64,
             frames=frames,
             reason=CAME_WITH[reason],
-            run_number=run_number,
+            run_number=run_number % 2**64,
         )
         return at, passed
 

@@ -86,6 +86,21 @@ def test_a_refusal_names_the_key_and_what_it_may_be(values: dict[str, Any], says
     assert message.startswith("site.toml: ")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "simulator"},
+        {"kind": "replay", "path": "x"},
+        {"kind": "zeromq", "endpoints": ["tcp://localhost:1"]},
+        {"kind": "pvaccess", "channel": "x"},
+    ],
+    ids=lambda source: source["kind"],
+)
+def test_a_run_number_has_six_digits_at_most(source: dict[str, Any]) -> None:
+    assert parse_site({"source": {**source, "run_number": 999_999}}).source.run_number == 999_999
+    assert "less than or equal to 999999" in refusal({"source": {**source, "run_number": 10**6}})
+
+
 def test_all_problems_are_told_at_once() -> None:
     message = refusal({"edge": {"thread": 1}, "gate": {"seed": -1}})
     assert "'edge.thread', did you mean 'threads'?" in message

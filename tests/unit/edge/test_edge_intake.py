@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filmloop.core.types import BAD, FrameBlock
+from filmloop.core.types import BAD, MAX_RUN, FrameBlock
 from filmloop.edge import intake as intake_module
 from filmloop.edge.intake import LATE_IN_A_ROW, MAX_ID, WINDOW, Intake, sound_or_bad
 from filmloop.edge.ring import CAME_WITH
@@ -199,6 +199,17 @@ def test_an_id_that_no_machine_counts_to_is_bad_and_moves_nothing(insane):
     assert admit(door, [1, 2, insane, 3]) == [1, 2, 3]
     assert door.last == (1, 3)
     assert counts(door) == {"frames_in": 4, "bad_frame": 1}
+
+
+@pytest.mark.parametrize("insane", [-1, MAX_RUN + 1, 2**63, 2**64 - 1])
+def test_frames_of_a_run_that_no_shard_could_be_named_after_are_bad_and_move_nothing(insane):
+    door = intake()
+    assert admit(door, [1, 2]) == [1, 2]
+    assert admit(door, [3, 4], run=insane) == []
+    assert door.last == (1, 2)
+    assert admit(door, [3], run=1) == [3]
+    assert admit(door, [5], run=MAX_RUN) == [5]
+    assert counts(door) == {"frames_in": 6, "bad_frame": 2}
 
 
 def test_nobody_believes_the_number_of_a_damaged_frame_that_is_far_ahead_or_of_another_run():

@@ -127,6 +127,15 @@ def test_an_id_that_no_machine_counts_to_is_told_and_stops_nothing(ring):
     assert ring.notes[:2, 2].astype(np.uint64).tolist() == [2**64 - 1, 2**63 + 5]
 
 
+def test_a_run_that_no_shard_could_be_named_after_is_told_and_stops_nothing(ring):
+    stage(ring, [(1, [1]), (10**6, [2, 3]), (2**64 - 1, [4]), (1, [5])]).main()
+    assert ring.source.get("bad_frame") == 3
+    assert ring.run_number_F[:2].tolist() == [1, 1]
+    assert ring.pulse_id_F[:2].tolist() == [1, 5]
+    told = [ring.read_note(number)[1] for number in range(2)]
+    assert [(each.run_number, each.frames) for each in told] == [(10**6, 2), (2**64 - 1, 1)]
+
+
 def test_enough_frames_are_enough(ring):
     stage(ring, blocks_of(1000), until=70).main()
     assert ring.source.get("frames_in") == ring.source.get("head") == 70

@@ -88,6 +88,27 @@ def test_a_loop_is_a_new_run_with_the_same_pulse_ids(tmp_path: Path) -> None:
     assert all(len({block.run_number}) == 1 for block in blocks)
 
 
+def test_a_loop_begins_with_its_first_run_again_when_no_run_numbers_are_left(tmp_path: Path) -> None:
+    for seq, run in enumerate((4, 9)):
+        write_shard(tmp_path, example_block(2, run_number=run), seq=seq)
+    source = opened(tmp_path, loop=True, run_number=999_995)
+    blocks = collect(source, 10)
+    source.close()
+    # 999,999 stays free: a pass takes two numbers.
+    runs = [999_995, 999_996, 999_997, 999_998, 999_995]
+    assert keys_of(blocks) == [(run, pulse_id) for run in runs for pulse_id in (0, 1)]
+    again = opened(tmp_path, loop=True, run_number=999_995, after=(999_998, 0))
+    assert keys_of(collect(again, 2)) == [(999_998, 1), (999_995, 0)]
+
+
+def test_a_replay_that_has_too_few_run_numbers_left_says_which_to_set(tmp_path: Path) -> None:
+    path = stacked(tmp_path / "x.h5", Ximg=example_block(3).counts_NCE)
+    assert keys_of(collect(opened(path, run_number=999_999), 3)) == [(999_999, 0), (999_999, 1), (999_999, 2)]
+    with pytest.raises(ConfigError) as error:
+        opened(path, run_number=999_999, loop=True)
+    assert "run_number to 999998 or less" in error.value.hint
+
+
 def test_a_replay_that_looped_before_and_loops_no_more_is_at_its_end(tmp_path: Path) -> None:
     path = stacked(tmp_path / "x.h5", Ximg=example_block(3).counts_NCE)
     source = opened(path, after=(3, 1), run_number=1)

@@ -187,6 +187,8 @@ def header(**change: Any) -> bytes:
         ([header(frames=2**32 - 1), SOUND[1]], "says 274877906880"),
         ([header(flags=1), b"1234567", SOUND[1]], "7 bytes of uint64"),
         ([header(first=2**64 - 1), SOUND[1]], "pulse ids begin"),
+        ([header(run=10**6), SOUND[1]], "run number is 1000000"),
+        ([header(run=2**64 - 1), SOUND[1]], "run number is 18446744073709551615"),
     ],
 )
 def test_a_malformed_raw_message_is_counted_and_the_stream_goes_on(wires: Any, message: list, says: str) -> None:
@@ -364,6 +366,19 @@ def test_a_malformed_hdf5_message_is_counted_and_the_stream_goes_on(
     assert keys_of(blocks) == [(1, 3), (1, 4)]
     assert wire.problems.malformed_messages == 1
     assert says in wire.problems.last_problem
+
+
+@pytest.mark.parametrize("run", [-999, 10**6, 2**64 - 1])
+def test_events_of_a_run_that_no_shard_could_be_named_after_are_refused(wires: Any, run: int) -> None:
+    wire = wires(dialect="lclstreamer", fields={"run_number": "/run"})
+    runs = np.array([3, run], np.int64 if run < 0 else np.uint64)
+    blocks = wire.pass_on(
+        image(timestamp=IDS, counts=COUNTS, run=runs),
+        image(timestamp=IDS, counts=COUNTS, run=np.array([3, 999_999])),
+    )
+    assert keys_of(blocks) == [(3, 0), (999_999, 1)]
+    assert wire.problems.malformed_messages == 1
+    assert "run numbers" in wire.problems.last_problem
 
 
 @pytest.mark.parametrize(

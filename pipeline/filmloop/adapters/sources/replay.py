@@ -21,7 +21,7 @@ from filmloop.adapters.sources.shards import ShardRecording
 from filmloop.config.schema import ReplaySource
 from filmloop.core.errors import ConfigError, DataError
 from filmloop.core.fsio import canonical_json, sha256_bytes
-from filmloop.core.types import BAD, FrameBlock
+from filmloop.core.types import BAD, MAX_RUN, FrameBlock
 from filmloop.staging.layout import MANIFEST_SUFFIX
 
 _log = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ class ReplayFrameSource(PacedSource):
     """Recorded frames in their order, once or for ever.
 
     Every pass over the recording is a run of its own, numbered from the site's `run_number` up (a pass over shards of
-    several runs takes as many numbers); pulse ids are the same in every pass.
+    several runs takes as many numbers); pulse ids are the same in every pass. The pass after the last whole one up to
+    `MAX_RUN` is the first again.
 
     Args:
         section: The site's `[source]`.
@@ -111,7 +112,7 @@ class ReplayFrameSource(PacedSource):
 
         Raises:
             DataError: the recording is absent, of an unknown form, or has no labels though they are asked for.
-            ConfigError: its frames are not of the site's shape.
+            ConfigError: its frames are not of the site's shape, or too few run numbers are left for its passes.
         """
         self.close()
         recording = open_recording(self._path)
@@ -141,6 +142,8 @@ class ReplayFrameSource(PacedSource):
         runs = len(recording.run_frames)
         if self._position >= recording.run_frames[self._run % runs]:
             self._run, self._position = self._run + 1, 0
+        if self._section.loop and self._run >= (MAX_RUN + 1 - self._section.run_number) // runs * runs:
+            self._run, self._position = 0, 0
         if self._run >= runs and not self._section.loop:
             # Stay at the end: the next call must not begin another run.
             self._run, self._position = runs - 1, recording.run_frames[-1]
@@ -156,6 +159,15 @@ class ReplayFrameSource(PacedSource):
             raise ConfigError(
                 f"Frames of {self._path} are {recording.frame_shape}, the site file says {self._expected}.",
                 hint=f"Set [frame] channels = {channels} and energy_bins = {energy_bins} in the site file.",
+                ids={"path": str(self._path)},
+            )
+        # A loop needs two numbers at least: a run that followed itself would be all duplicates.
+        needed = max(len(recording.run_frames), 2 if self._section.loop else 1)
+        if self._section.run_number + needed > MAX_RUN + 1:
+            raise ConfigError(
+                f"A replay of {self._path} takes {needed} run numbers from {self._section.run_number} up, "
+                f"the highest is {MAX_RUN}.",
+                hint=f"Set [source] run_number to {MAX_RUN + 1 - needed} or less.",
                 ids={"path": str(self._path)},
             )
         if self.labelled and not recording.has_labels:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.adapters.sources.live import Malformed
+from filmloop.core.types import MAX_RUN
 
 HEADER = struct.Struct("<4sHHQQIII4s")
 MAGIC, VERSION = b"FLMZ", 1
@@ -68,6 +69,8 @@ def decode(parts: Sequence[memoryview]) -> RawMessage:
     code = code.rstrip(b"\0 ")
     if code not in _TYPES:
         raise Malformed(f"its payload is of type {code!r}")
+    if run > MAX_RUN:
+        raise Malformed(f"its run number is {run}, the highest is {MAX_RUN}")
     dtype, hits = np.dtype(code.decode()), bool(flags & IS_HITS)
     wanted = 2 + bool(flags & HAS_IDS) + bool(flags & HAS_FLAGS) + hits
     if len(parts) != wanted:

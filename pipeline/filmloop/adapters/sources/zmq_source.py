@@ -20,7 +20,7 @@ from filmloop.adapters.sources.hits import dense_counts, flat_bins, padded_hits,
 from filmloop.adapters.sources.live import LiveSource, Malformed
 from filmloop.config.sources import ZeroMqSource
 from filmloop.core.errors import ConfigError, TransientError
-from filmloop.core.types import BAD, FrameBlock
+from filmloop.core.types import BAD, MAX_RUN, FrameBlock
 
 
 class ZeroMqFrameSource(LiveSource):
@@ -160,6 +160,8 @@ class ZeroMqFrameSource(LiveSource):
             return (block,)
         if run_N.ndim != 1 or run_N.dtype.kind not in "ui" or run_N.min() < 0:
             raise Malformed(f"its run numbers are {run_N.dtype} {run_N.shape}, not whole numbers (N,) from 0 up")
+        if run_N.max() > MAX_RUN:
+            raise Malformed(f"one of its run numbers is {run_N.max()}, the highest is {MAX_RUN}")
         edges = [0, *(np.flatnonzero(run_N[1:] != run_N[:-1]) + 1).tolist(), len(block)]
         return [
             FrameBlock(

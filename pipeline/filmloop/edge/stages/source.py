@@ -16,7 +16,7 @@ from filmloop.config.schema import EdgeSection
 from filmloop.core.documents import PulseRange
 from filmloop.core.errors import DataError, TransientError
 from filmloop.core.log import Limited
-from filmloop.core.types import FrameBlock
+from filmloop.core.types import MAX_RUN, FrameBlock
 from filmloop.edge.intake import Arrival, Ids, Intake, sound_or_bad
 from filmloop.edge.ring import CAME_WITH, FrameRing
 from filmloop.edge.stages.base import BEAT_S, Stage
@@ -144,7 +144,8 @@ class SourceStage(Stage):
             self._note(each)
             if each.reason == BAD_FRAME:
                 what = f"{each.frames} frames refused from run {each.run_number}, pulse {each.first_pulse_id} on"
-                what += f": damaged, or not of the site's shape {self.ring.layout.frame_shape}"
+                shape = self.ring.layout.frame_shape
+                what += f": damaged, not of the site's shape {shape}, or of a run above {MAX_RUN}"
                 self.news.problem(what)
                 self._bad.failed("%s", what)
             elif each.reason != "overflow":
