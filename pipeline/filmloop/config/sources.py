@@ -89,7 +89,9 @@ class ZeroMqSource(Section):
     )
     queue_messages: int = Field(64, ge=1, description="messages that may wait here for each sender; then it waits")
     max_message_mb: float = Field(
-        256.0, gt=0, description="a message that is larger, or would be once decompressed, is refused unread"
+        256.0,
+        gt=0,
+        description="a message that is larger, or would be once decompressed or its hits counted, is refused unread",
     )
     alarm_after_s: float = Field(5.0, gt=0, description="no frame for so long is an alarm")
 

@@ -194,6 +194,7 @@ SOUND = bytes(numcodecs.Blosc("lz4").encode(IMAGE))
         ),
         ({"dimension": [{"size": 16}, {"size": 5}]}, "64 pixels for dimensions"),
         ({"dimension": [{"size": -16}, {"size": -4}]}, "dimensions"),
+        ({"dimension": [{"size": 16}, {"size": 4}, *[{"size": 1}] * 68]}, "an array of 70 dimensions"),
     ],
 )
 def test_an_update_that_cannot_be_understood_is_counted_and_the_next_one_comes(
@@ -206,6 +207,53 @@ def test_an_update_that_cannot_be_understood_is_counted_and_the_next_one_comes(
     assert [int(block.pulse_id_N[-1]) for block in blocks] == [601]
     assert problems_of(source).malformed_messages == 1
     assert says in problems_of(source).last_problem
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300, 2.0**64, -1, 0.5, "seven", 2**63, np.array([1.0, np.inf])])
+def test_a_number_that_is_no_pulse_id_of_64_bits_is_refused_and_the_next_one_comes(
+    server: NtndServer, opened: Any, value: object
+) -> None:
+    # Times two, 2**63 is one, too.
+    keys = {"pulse_id": "attribute", "pulse_id_attribute": "Pulse", "pulse_id_step": 2}
+    source = opened(attribute("Pulse", 1), **keys)
+    server.post(np.ones((2, *SHAPE), np.uint8), 1, **attribute("Pulse", value))
+    server.post(np.ones((2, *SHAPE), np.uint8), 1, **attribute("Pulse", 300))
+    assert keys_of(take(source, 2)) == [(1, 600), (1, 601)]
+    assert problems_of(source).malformed_messages == 1
+    assert "its " in problems_of(source).last_problem
+
+
+def test_whatever_is_damaged_in_an_update_it_is_decoded_or_counted(server: NtndServer, opened: Any) -> None:
+    source, rng = (
+        opened(attribute("Pulse", 1), pulse_id="attribute", pulse_id_attribute="Pulse"),
+        np.random.default_rng(5),
+    )
+    numbers = [0, 1, 4, 16, -1, 2**31 - 1, -(2**31)]
+    sound = {**ntnd(IMAGE, 0), **attribute("Pulse", 2**40)}
+    refused = 0
+    for _ in range(300):
+        data = bytearray(SOUND)
+        data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        change = {
+            "dimension": [{"size": int(rng.choice(numbers))} for _ in range(rng.integers(5))],
+            "value": (str(rng.choice(["ubyteValue", "floatValue"])), np.ones(rng.integers(70), np.uint8)),
+            "attribute": [{"name": "Pulse", "value": float(rng.choice([*numbers, 1e30, np.nan]))}],
+        }
+        change |= packed(IMAGE, str(rng.choice(["lz4", "blosc"])), bytes(data), int(rng.integers(-1, 12)))
+        fields = {name: change[name] for name in rng.choice(list(change), rng.integers(1, 4))}
+        before = problems_of(source).malformed_messages
+        server.post(IMAGE, 600, **{**sound, **attribute("Pulse", 1), **fields})
+        server.post(IMAGE, 601, **sound)
+        blocks = take(source, 1)
+        while blocks[-1].pulse_id_N[-1] != 2**40:
+            blocks += take(source, 1)
+        malformed = problems_of(source).malformed_messages - before
+        assert "cannot be decoded" not in problems_of(source).last_problem
+        assert malformed + sum(map(len, blocks)) >= 1
+        assert malformed in (0, 1)
+        assert not (malformed and sum(map(len, blocks)) > 1)
+        refused += malformed
+    assert 50 < refused < 290
 
 
 def test_a_channel_of_another_type_is_a_clear_problem() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from filmloop.adapters.sources.build import build_source
+from filmloop.adapters.sources.live import LiveSource
 from filmloop.adapters.sources.zmq_raw import HEADER, encode
 from filmloop.adapters.sources.zmq_send import CODECS, Sender, hdf5_image
 from filmloop.config.schema import ZeroMqSource
@@ -187,6 +188,10 @@ def header(**change: Any) -> bytes:
         ([header(frames=2**32 - 1), SOUND[1]], "says 274877906880"),
         ([header(flags=1), b"1234567", SOUND[1]], "7 bytes of uint64"),
         ([header(first=2**64 - 1), SOUND[1]], "pulse ids begin"),
+        # Neither do 40 bytes and an offset that claim frames of hits, or frames without a bin.
+        ([header(flags=2, frames=2**32 - 1), b"", bytes(8)], "says 34359738368"),
+        ([header(frames=2**32 - 1, channels=0), b""], "shape (0, 16)"),
+        ([header(frames=0, channels=2**32 - 1, energy_bins=2**32 - 1), b""], "max_message_mb"),
         ([header(run=10**6), SOUND[1]], "run number is 1000000"),
         ([header(run=2**64 - 1), SOUND[1]], "run number is 18446744073709551615"),
     ],
@@ -198,6 +203,68 @@ def test_a_malformed_raw_message_is_counted_and_the_stream_goes_on(wires: Any, m
     assert wire.problems.malformed_messages == 1
     assert says in wire.problems.last_problem
     assert says in wire.problems.alarms[0]
+
+
+def test_hits_that_would_take_more_than_the_limit_as_counts_are_refused(wires: Any) -> None:
+    wire = wires(max_message_mb=0.1)
+    empty = encode(np.zeros(0, "u2"), run_number=1, offset_N=np.zeros(2000), frame_shape=SHAPE)
+    few = encode(np.zeros(0, "u2"), run_number=1, offset_N=np.zeros(3), frame_shape=SHAPE)
+    assert keys_of(wire.pass_on(empty, few)) == [(1, 0), (1, 1)]
+    assert wire.problems.malformed_messages == 1
+    assert "1999 frames of (4, 16) would take 0 MB; max_message_mb" in wire.problems.last_problem
+
+
+DTYPES = ("u1", "u2", "i4", "f4", "f8")
+
+
+def raw_message(rng: np.random.Generator) -> list[bytes]:
+    """Up to three frames of counts or hits, with or without the parts that may be there."""
+    frames, dtype = int(rng.integers(4)), rng.choice(DTYPES)
+    extra: dict[str, Any] = {"pulse_id_N": np.arange(frames)} if rng.random() < 0.5 else {}
+    if rng.random() < 0.5:
+        extra["flags_N"] = np.zeros(frames)
+    if rng.random() < 0.5:
+        payload, extra["offset_N"] = np.ones(2 * frames, dtype), np.arange(frames + 1) * 2
+        extra["frame_shape"] = SHAPE
+    else:
+        payload = np.ones((frames, *SHAPE), dtype)
+    return [bytes(part) for part in encode(payload, run_number=1, first_pulse_id=5, **extra)]
+
+
+def damaged(rng: np.random.Generator, parts: list[bytes]) -> list[bytes]:
+    """Some bytes are others, mostly of the first part, which says most; or a part is shorter, gone or there twice."""
+    broken = [bytearray(part) for part in parts]
+    how, which = rng.integers(8), int(rng.integers(len(broken)))
+    if how == 0:
+        del broken[which][int(rng.integers(len(broken[which]) + 1)) :]
+    elif how == 1:
+        broken.insert(which, broken[which])
+    elif how == 2 and len(broken) > 1:
+        del broken[which]
+    else:
+        for _ in range(rng.integers(1, 4)):
+            part = broken[0] if rng.random() < 0.7 else broken[which]
+            if part:
+                part[int(rng.integers(len(part)))] = int(rng.integers(256))
+    return [bytes(part) for part in broken]
+
+
+def decoded_or_counted(wire: Wire, message: list[bytes]) -> bool:
+    """Whether the message was refused; if so, none of its frames came, and the stream goes on in any case."""
+    before = wire.problems.malformed_messages
+    blocks = wire.pass_on(message)
+    refused = wire.problems.malformed_messages - before
+    assert refused in (0, 1)
+    assert not (refused and blocks)
+    assert "cannot be decoded" not in wire.problems.last_problem, "the checks are to say what is wrong with it"
+    assert all(block.counts_NCE.shape[1:] == SHAPE and block.counts_NCE.dtype == np.uint8 for block in blocks)
+    return bool(refused)
+
+
+def test_whatever_is_damaged_in_a_raw_message_it_is_decoded_or_counted(wires: Any) -> None:
+    wire, rng = wires(), np.random.default_rng(3)
+    refused = [decoded_or_counted(wire, damaged(rng, raw_message(rng))) for _ in range(600)]
+    assert 100 < sum(refused) < 500
 
 
 def test_hits_with_wrong_offsets_are_bad_frames(wires: Any) -> None:
@@ -231,14 +298,14 @@ def test_paths_ids_and_runs_lie_where_the_site_says(wires: Any) -> None:
     fields = {"pulse_id": "/event/stamp", "counts": "/mrco/dense", "run_number": "/event/run"}
     wire = wires(dialect="lclstreamer", fields=fields, pulse_id_scale=1e9)
     arrays = {
-        "/event/stamp": np.array([1.5, 2.5, np.nan, 3.0000000010]),
-        "/mrco/dense": np.ones((4, *SHAPE), np.uint8),
-        "/event/run": np.array([4, 4, 4, 5]),
+        "/event/stamp": np.array([1.5, 2.5, np.nan, 1e300, 3.0000000010]),
+        "/mrco/dense": np.ones((5, *SHAPE), np.uint8),
+        "/event/run": np.array([4, 4, 4, 4, 5]),
     }
     assert wire.sender.send([hdf5_image(arrays)])
     blocks = collect(wire.source, 3)
     assert keys_of(blocks) == [(4, 1_500_000_000), (4, 2_500_000_000), (5, 3_000_000_001)]
-    assert wire.problems.refused_frames == 1
+    assert wire.problems.refused_frames == 2
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
@@ -335,6 +402,35 @@ def linked(folder: Path) -> list[bytes]:
     return [file.getvalue()]
 
 
+def misnamed() -> list[bytes]:
+    """A byte of a name is no UTF-8 any more."""
+    return [image(timestamp=IDS, counts=COUNTS)[0].replace(b"counts", b"co\xffnts")]
+
+
+def test_padded_hits_that_would_take_more_than_the_limit_as_counts_are_refused(wires: Any) -> None:
+    file = BytesIO()
+    with h5py.File(file, "w") as out:
+        out["timestamp"], out["hits"] = np.arange(2000), np.full((2000, 1), -1, np.int8)
+    wire = wires(**HITS, max_message_mb=0.1)
+    assert wire.pass_on([file.getvalue()]) == []
+    assert wire.problems.malformed_messages == 1
+    assert "2000 frames of hits would take 0 MB as counts; max_message_mb" in wire.problems.last_problem
+
+
+@pytest.mark.parametrize("form", ["counts", "hits"])
+def test_whatever_is_damaged_in_an_hdf5_message_it_is_decoded_or_counted(wires: Any, form: str) -> None:
+    wire, rng = wires(dialect="lclstreamer", form=form), np.random.default_rng(7)
+    arrays = {"counts": COUNTS.astype(np.float32)} if form == "counts" else {"hits": np.ones((2, 5), np.int16)}
+    whole = hdf5_image({"/timestamp": IDS, **{f"/{name}": values for name, values in arrays.items()}}, "gzip")
+    refused = []
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in rng.integers(8, len(broken), rng.integers(1, 5)):
+            broken[place] = rng.integers(256)
+        refused.append(decoded_or_counted(wire, [bytes(broken)]))
+    assert 20 < sum(refused) < 280
+
+
 COUNTS, IDS = np.ones((2, *SHAPE), np.uint8), np.arange(2)
 WHOLE = image(timestamp=IDS, counts=COUNTS)[0]
 
@@ -354,6 +450,7 @@ WHOLE = image(timestamp=IDS, counts=COUNTS)[0]
         (lambda _: image(timestamp=np.ones((2, 2)), counts=COUNTS), "pulse ids are float64 (2, 2)"),
         (lambda _: bomb(), "max_message_mb"),
         (lambda _: chunk_bomb(), "max_message_mb"),
+        (lambda _: misnamed(), "no data set /counts; it holds"),
         (external, "not an array of numbers in the message"),
         (linked, "no data set /counts"),
     ],
@@ -393,6 +490,28 @@ def test_events_of_another_shape_come_flagged_bad(wires: Any, counts: np.ndarray
 
 
 # --- the connection ---
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, MemoryError, OverflowError, KeyError])
+def test_a_message_that_a_decoder_fails_on_in_a_way_nobody_foresaw_costs_itself_alone(error: type[Exception]) -> None:
+    class Unforeseen(LiveSource):
+        reads = 0
+
+        def _connect(self) -> None:
+            pass
+
+        def _receive(self, timeout_s: float) -> list[FrameBlock]:
+            self.reads += 1
+            if self.reads == 1:
+                raise error("x" * 10_000)
+            return [example_block(3, frame_shape=SHAPE)]
+
+    source = Unforeseen(stream="s", frame_shape=SHAPE, alarm_after_s=1.0)
+    source.open(after=None)
+    assert len(source.read(3)) == 3
+    assert problems_of(source).malformed_messages == 1
+    assert error.__name__ in problems_of(source).last_problem
+    assert len(problems_of(source).last_problem) == 500
 
 
 def test_an_address_in_use_may_work_later_and_one_that_cannot_be_is_a_config_error(wires: Any) -> None:

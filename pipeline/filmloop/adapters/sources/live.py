@@ -30,6 +30,13 @@ ALARM_LASTS_S = 60.0
 """A problem is an alarm for so long: a minute is seen by any poll of the edge's status."""
 
 
+_MOST_CHARACTERS = 500
+"""A problem says no more: names and types in a damaged message may be as long as it likes."""
+
+_UNFORESEEN = (ValueError, TypeError, RuntimeError, MemoryError, ArithmeticError, LookupError)
+"""What a decoder may raise of a message that its checks did not see through."""
+
+
 class Malformed(Exception):  # noqa: N818  # as the messages are called; caught by the source that reads them
     """A message that cannot be understood; says what is wrong with it."""
 
@@ -127,6 +134,10 @@ class LiveSource(ABC):
         except Malformed as exc:
             self._problem("malformed_messages", 1, f"a message is refused: {exc}")
             return
+        except _UNFORESEEN as exc:
+            # No message is worth the stage, with all that waits in its queues.
+            self._problem("malformed_messages", 1, f"a message cannot be decoded: {exc!r}")
+            return
         if blocks:
             self._heard_s = time.monotonic()
             self._silence.worked("frames on %r again", self.stream)
@@ -165,6 +176,7 @@ class LiveSource(ABC):
 
     def _problem(self, kind: str, count: int, what: str) -> None:
         """Count it, keep it for `problems`, and say it at most every 30 s."""
+        what = what[:_MOST_CHARACTERS]
         self._counts[kind] += count
         self._last_problem, self._problem_s = what, time.monotonic()
         self._trouble.failed("%s: %s (%d so far)", self.stream, what, self._counts[kind])

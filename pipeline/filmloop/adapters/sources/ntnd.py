@@ -20,6 +20,9 @@ _SCALAR_TYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64",
 )  # fmt: skip
 
+_MOST_DIMENSIONS = 10
+"""Of an areaDetector's array: its ND_ARRAY_MAX_DIMS."""
+
 
 def pixels(update: Any, max_bytes: int) -> npt.NDArray[Any]:
     """The array of an update, in numpy's order of axes.
@@ -31,13 +34,18 @@ def pixels(update: Any, max_bytes: int) -> npt.NDArray[Any]:
     shape = tuple(int(dimension.size) for dimension in reversed(update.dimension))
     if any(size < 0 for size in shape):
         raise Malformed(f"dimensions {shape}")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise Malformed(f"an array of {len(shape)} dimensions")
     flat = np.asarray(update.value)
     codec = update.codec.name if "codec" in update else ""
     if codec:
         flat = _unpacked(flat, codec, update.codec.parameters, shape, max_bytes)
     if flat.size != int(np.prod(shape, dtype=np.float64)):
         raise Malformed(f"{flat.size} pixels for dimensions {shape}")
-    return flat.reshape(shape)
+    try:
+        return flat.reshape(shape)
+    except ValueError as exc:  # no pixel, and the other dimensions beyond all memory
+        raise Malformed(f"dimensions {shape}: {exc}") from exc
 
 
 def _unpacked(
@@ -80,7 +88,7 @@ def pulse_id_of(update: Any, where: str, attribute: str) -> npt.NDArray[np.uint6
         attribute: Name of the attribute.
 
     Raises:
-        Malformed: there is no such number, or it is negative.
+        Malformed: there is no such number, it is no whole one, or not of 64 bits.
     """
     if where == "uniqueId":
         found: Any = update.uniqueId
@@ -90,6 +98,9 @@ def pulse_id_of(update: Any, where: str, attribute: str) -> npt.NDArray[np.uint6
     else:
         found = next((entry.value for entry in update.attribute if entry.name == attribute), None)
     number = np.asarray(found)
-    if number.dtype.kind not in "uif" or number.ndim > 1 or (number < 0).any() or (number != np.rint(number)).any():
+    # NaN compares false: it is outside.
+    if number.dtype.kind not in "uif" or number.ndim > 1 or not ((number >= 0) & (number < 2.0**64)).all():
         raise Malformed(f"its {attribute or where} {found!r} is no pulse id")
+    if (number != np.rint(number)).any():
+        raise Malformed(f"its {attribute or where} {found!r} is no whole number")
     return number.astype(np.uint64)

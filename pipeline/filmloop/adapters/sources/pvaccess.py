@@ -98,8 +98,11 @@ class PvAccessFrameSource(LiveSource):
 
     def _pulse_ids(self, update: Any, frames: int) -> npt.NDArray[np.uint64]:
         """One number is that of the first frame, and the others follow; else one a frame."""
-        found = pulse_id_of(update, self._section.pulse_id, self._section.pulse_id_attribute)
-        found = found * np.uint64(self._section.pulse_id_step)
+        section = self._section
+        found = pulse_id_of(update, section.pulse_id, section.pulse_id_attribute)
+        if found.size and int(found.max()) * section.pulse_id_step + frames > 2**64:
+            raise Malformed(f"its pulse id {found.max()} times {section.pulse_id_step} is beyond 64 bits")
+        found = found * np.uint64(section.pulse_id_step)
         if found.ndim == 0:
             return np.arange(frames, dtype=np.uint64) + found
         if len(found) != frames:

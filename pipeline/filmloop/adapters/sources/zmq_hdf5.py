@@ -10,6 +10,7 @@ Source: https://github.com/slac-lcls/lclstreamer, commit 66cc566. Shape suffixes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ FILTERS = tuple(hdf5plugin.FILTERS)
 """Names of the filters that can be unpacked; importing the plugin registers them with HDF5."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError)
+"""What h5py raises of damaged files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +100,8 @@ def pulse_ids(raw_N: npt.NDArray[Any], scale: float) -> tuple[npt.NDArray[np.uin
         raise Malformed(f"its pulse ids are {raw_N.dtype} {raw_N.shape}, not numbers (N,)")
     if raw_N.dtype.kind == "u":
         return raw_N.astype(np.uint64), None
-    value_N = raw_N if raw_N.dtype.kind == "i" else np.rint(raw_N.astype(np.float64) * scale)
+    with np.errstate(over="ignore"):
+        value_N = raw_N if raw_N.dtype.kind == "i" else np.rint(raw_N.astype(np.float64) * scale)
     kept_N = value_N >= 0
     if raw_N.dtype.kind == "f":
         kept_N &= value_N < 2.0**64  # false for NaN, too
@@ -112,7 +117,7 @@ def _opened(image: memoryview) -> Iterator[h5py.File]:
         raise Malformed(f"{len(image)} bytes that are no HDF5 file")
     try:
         file = h5py.File(h5py.h5f.open_file_image(image))
-    except (OSError, ValueError, RuntimeError) as exc:
+    except _UNREADABLE as exc:
         raise Malformed(f"no readable HDF5 file: {exc}") from exc
     try:
         yield file
@@ -128,23 +133,28 @@ class _Reader:
         """The data set at `path`, after a look at what it would take."""
         try:
             data = self._file.get(path)
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:
-            raise Malformed(f"{path} cannot be read: {exc}") from exc
-        if not isinstance(data, h5py.Dataset) or data.file != self._file:
-            raise Malformed(f"it has no data set {path}; it holds {', '.join(sorted(self._file)[:8]) or 'nothing'}")
-        self._check(path, data, rows)
-        try:
+            if not isinstance(data, h5py.Dataset) or data.file != self._file:
+                raise Malformed(f"it has no data set {path}; it holds {self._names()}")
+            self._check(path, data, rows)
             return np.asarray(data[()])
-        except (OSError, ValueError, RuntimeError, MemoryError) as exc:
-            raise Malformed(f"{path} cannot be unpacked: {exc}") from exc
+        except _UNREADABLE as exc:
+            raise Malformed(f"{path} cannot be read: {exc}") from exc
+
+    def _names(self) -> str:
+        try:
+            # A damaged name comes as bytes.
+            return ", ".join(sorted(map(str, self._file))[:8]) or "nothing"
+        except _UNREADABLE:
+            return "links that cannot be read"
 
     def _check(self, path: str, data: h5py.Dataset, rows: int | None) -> None:
         if data.is_virtual or data.external or data.dtype.kind not in "uifb" or data.ndim == 0:
             raise Malformed(f"{path} is {data.dtype} {data.shape}, not an array of numbers in the message")
         if rows is not None and data.shape[0] != rows:
             raise Malformed(f"{path} has {data.shape[0]} rows, not {rows}")
-        chunk_bytes = int(np.prod(data.chunks or (0,), dtype=np.float64)) * data.dtype.itemsize
-        size_bytes = int(np.prod(data.shape, dtype=np.float64)) * data.dtype.itemsize
+        # Python's integers: sizes of 64 bits in many dimensions go beyond a float's, too.
+        chunk_bytes = math.prod(data.chunks or (0,)) * data.dtype.itemsize
+        size_bytes = math.prod(data.shape) * data.dtype.itemsize
         if max(size_bytes, chunk_bytes) > self._left_bytes:
             raise Malformed(f"{path} would take {max(size_bytes, chunk_bytes) / 1e6:.0f} MB; max_message_mb forbids it")
         self._left_bytes -= size_bytes

@@ -55,11 +55,15 @@ class RawMessage:
     frame_shape: tuple[int, int]
 
 
-def decode(parts: Sequence[memoryview]) -> RawMessage:
+def decode(parts: Sequence[memoryview], *, max_bytes: int) -> RawMessage:
     """Take a message apart without a copy.
 
+    Args:
+        parts: As they were received.
+        max_bytes: Most bytes of its frames, a byte a bin, and of their pulse ids.
+
     Raises:
-        Malformed: it is not one, or its parts are not as long as its header says.
+        Malformed: it is not one, its parts are not as long as its header says, or its frames would take too much.
     """
     if not parts or len(parts[0]) != HEADER.size:
         raise Malformed(f"its first part has {len(parts[0]) if parts else 0} bytes, a header has {HEADER.size}")
@@ -79,16 +83,23 @@ def decode(parts: Sequence[memoryview]) -> RawMessage:
     id_N = _array(rest.pop(0), "<u8", frames) if flags & HAS_IDS else None
     flags_N = _array(rest.pop(0), "u1", frames) if flags & HAS_FLAGS else None
     payload = _array(rest[0], dtype, None if hits else frames * channels * energy_bins)
+    offset_N = _array(rest[1], "<u8", frames + 1) if hits else None
+    # Only now: the parts are there, so the number of frames is no mere claim. Hits say little of what counts would take.
+    if not channels or not energy_bins:
+        raise Malformed(f"its frames are of shape {(channels, energy_bins)}")
+    size_bytes = max(frames, 1) * max(channels * energy_bins, 8)
+    if size_bytes > max_bytes:
+        what = f"{frames} frames of {(channels, energy_bins)} would take {size_bytes / 1e6:.0f} MB"
+        raise Malformed(f"{what}; max_message_mb forbids it")
     if id_N is None:
         if first_id + frames > 2**64:
             raise Malformed(f"its pulse ids begin at {first_id}")
-        # Only now: the payload is there, so the number of frames is no mere claim.
         id_N = np.arange(first_id, first_id + frames, dtype=np.uint64)
     return RawMessage(
         run_number=run,
         pulse_id_N=id_N,
         payload=payload if hits else payload.reshape(frames, channels, energy_bins),
-        offset_N=_array(rest[1], "<u8", frames + 1) if hits else None,
+        offset_N=offset_N,
         flags_N=flags_N,
         frame_shape=(channels, energy_bins),
     )

@@ -98,7 +98,7 @@ class ZeroMqFrameSource(LiveSource):
             self._counts["disconnects"] += 1
 
     def _raw(self, parts: Sequence[memoryview]) -> Sequence[FrameBlock]:
-        message = zmq_raw.decode(parts)
+        message = zmq_raw.decode(parts, max_bytes=self._max_bytes)
         if message.offset_N is None:
             block = self._block(message.run_number, message.pulse_id_N, message.payload)
         elif message.frame_shape != self.frame_shape:
@@ -140,7 +140,7 @@ class ZeroMqFrameSource(LiveSource):
             bin_K, count_N, bad_N = padded_hits(batch.hits[kept], counted_N, self.frame_shape)
         except ValueError as exc:
             return self._bad_block(run, id_N, str(exc))
-        counts_NCE, flags_N = dense_counts(bin_K, count_N, self.frame_shape)
+        counts_NCE, flags_N = self._counted(bin_K, count_N)
         flags_N[bad_N] = BAD
         return self._sound_or_bad(run, id_N, counts_NCE, flags_N)
 
@@ -149,10 +149,20 @@ class ZeroMqFrameSource(LiveSource):
     ) -> FrameBlock:
         try:
             count_N = ragged_counts(offset_N, len(hits))
-            counts_NCE, flags_N = dense_counts(flat_bins(hits, self.frame_shape), count_N, self.frame_shape)
+            counts_NCE, flags_N = self._counted(flat_bins(hits, self.frame_shape), count_N)
         except ValueError as exc:
             return self._bad_block(run, id_N, str(exc))
         return self._sound_or_bad(run, id_N, counts_NCE, flags_N)
+
+    def _counted(
+        self, bin_K: npt.NDArray[np.int64], count_N: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Counts and flags of frames of hits, after a look at what they would take: an empty frame has no hit to send."""
+        size_bytes = len(count_N) * self.frame_shape[0] * self.frame_shape[1]
+        if size_bytes > self._max_bytes:
+            what = f"{len(count_N)} frames of hits would take {size_bytes / 1e6:.0f} MB as counts"
+            raise Malformed(f"{what}; max_message_mb forbids it")
+        return dense_counts(bin_K, count_N, self.frame_shape)
 
     def _by_run(self, block: FrameBlock, run_N: npt.NDArray[Any] | None) -> Sequence[FrameBlock]:
         """The block in parts of one run each."""
