@@ -65,8 +65,8 @@ class Intake:
         frame_shape: (C, E) that frames must have.
         last: (run number, pulse id) of the last frame of an earlier life; None begins anew.
         counts: What an earlier life counted.
-        recent: All pulse ids of that run that came since the first of them, in order; what is below that one counts as
-            seen.
+        recent: Pulse ids of that run that are known to have come, in the order of their arrival; what is below the lowest
+            counts as seen, what is between them and not among them does not.
 
     Attributes:
         last: (run number, highest pulse id) so far.
@@ -87,7 +87,8 @@ class Intake:
         self._first = 0 if last is None else last[1] + 1
         self._late_in_a_row, self._leap = 0, 0
         if last is not None and recent is not None and len(recent):
-            self._first = min(max(int(recent[0]), last[1] - WINDOW + 1, 0), last[1] + 1)
+            # The lowest, not the first that came: a sender that lags brings what lies below that one.
+            self._first = min(max(int(recent.min()), last[1] - WINDOW + 1, 0), last[1] + 1)
             self._seen[_places(np.arange(self._first, last[1] + 1, dtype=np.uint64))] = False
             self._seen[_places(recent[(recent >= np.uint64(self._first)) & (recent <= np.uint64(last[1]))])] = True
 

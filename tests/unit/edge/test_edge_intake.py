@@ -259,6 +259,21 @@ def test_a_restart_with_a_memory_welcomes_what_had_not_come():
     assert door.counts["missing"] == -2
 
 
+def test_a_restart_costs_a_lagging_sender_nothing():
+    """One sends even ids, the other odd ones, 1,000 behind; the ring holds the newest 300 frames."""
+    door, came = intake(), []
+    for start in range(0, 6000, 100):
+        if start == 3000:
+            door = Intake(SHAPE, door.last, door.counts, np.asarray(came[-300:], np.uint64))
+        came += admit(door, range(start, start + 100, 2))
+        if start >= 1000:
+            came += admit(door, range(start - 999, start - 899, 2))
+    assert len(came) == 3000 + 2500
+    assert door.counts["duplicate"] == 0
+    # Those that the second sender still has.
+    assert door.counts["missing"] == 499
+
+
 def test_a_restart_with_a_memory_takes_nothing_twice_that_the_memory_does_not_reach():
     door = intake((1, 20), recent=[10, 11, 20])
     assert admit(door, [9, 3, 21]) == [21]
