@@ -252,6 +252,39 @@ def test_a_withdrawal_that_was_refused_is_tried_again(
     assert queue.cancelled == ["1"]
 
 
+def test_a_job_that_is_back_in_the_queue_waits_from_then_on_also_across_a_restart(
+    job: TrainJob, queue: Queue, make: Callable[..., BatchLauncher]
+) -> None:
+    launcher, folder = make(queue_wait_s=600.0), Path(job.output_dir)
+    handle = launcher.submit(job)
+    begin(folder)
+    age(folder, 1230.0)
+    age(folder, 1200.0, file="started.json", key="started_utc")  # waited half a minute, then ran for 20
+    queue.sees = slurm_look("PENDING", "BeginTime")
+    assert launcher.poll(handle).state == "pending"
+    assert queue.cancelled == []
+    age(folder, 590.0, file="back.json", key="seen_utc")
+    assert make(queue_wait_s=600.0).poll(handle).state == "pending"
+    assert queue.cancelled == []
+    age(folder, 601.0, file="back.json", key="seen_utc")
+    launcher.poll(handle)
+    assert queue.cancelled == ["1"]
+    assert "It waited 600 s in the queue" in (folder / "cancel").read_text()
+
+
+def test_a_job_that_is_preempted_twice_waits_anew_each_time(
+    job: TrainJob, queue: Queue, make: Callable[..., BatchLauncher]
+) -> None:
+    launcher, folder = make(queue_wait_s=600.0), Path(job.output_dir)
+    handle = launcher.submit(job)
+    for ran_s in (3000.0, 1500.0, 0.0):
+        begin(folder)
+        age(folder, ran_s, file="started.json", key="started_utc")
+        assert launcher.poll(handle).state == "pending"
+        assert queue.cancelled == []
+        age(folder, 601.0, file="back.json", key="seen_utc")
+
+
 @pytest.mark.parametrize("zone", ["WEST8", "EAST-9", "UTC0"])
 def test_sacct_is_asked_from_before_the_submission_wherever_the_machine_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str

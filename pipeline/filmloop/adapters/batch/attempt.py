@@ -8,6 +8,7 @@
     cancel        somebody wants the job to end, and why
     exit.json     how the latest start ended
     over.json     since when the queue calls the job ended
+    back.json     since when a job that had started waits in the queue again
     run.log       output of the batch script and of every process below it
     batch.out     what the batch system itself has to say
 
@@ -24,7 +25,7 @@ from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, read_json
 
 BATCH, SCRIPT, SUBMITTING, STARTED, BATCH_OUT = "batch.json", "batch.sh", "submitting", "started.json", "batch.out"
-OVER = "over.json"
+OVER, BACK = "over.json", "back.json"
 
 HOST, PORT, RUN = "{host}", "{port}", "{run}"
 """Stand in `Attempt.command` for what is known on the first node only: its name, a free port, an id of this start."""
@@ -121,6 +122,21 @@ class Over(_Record):
     seen_utc: str
 
     _file = OVER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back(_Record):
+    """That a job which had started waits in the queue again.
+
+    Attributes:
+        started_utc: The start after which it was seen waiting.
+        seen_utc: When that was seen first.
+    """
+
+    started_utc: str
+    seen_utc: str
+
+    _file = BACK
 
 
 def torchrun(python: str, *, nodes: int, processes_per_node: int) -> tuple[str, ...]:

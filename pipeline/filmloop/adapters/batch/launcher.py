@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from filmloop.adapters.batch.attempt import BATCH_OUT, OVER, SCRIPT, SUBMITTING, Attempt, Started, torchrun
+from filmloop.adapters.batch.attempt import BACK, BATCH_OUT, OVER, SCRIPT, SUBMITTING, Attempt, Started, torchrun
 from filmloop.adapters.batch.dialect import Dialect, Look
 from filmloop.adapters.batch.script import render, time_limit_s
 from filmloop.adapters.batch.settling import has_settled, has_spoken, is_back, look_again
 from filmloop.adapters.batch.verdict import cancelled, success, verdict
+from filmloop.adapters.batch.waiting import waited_s
 from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for, folder_of
 from filmloop.adapters.local.runfolder import CANCEL, ERROR, EXIT, JOB, last_metrics, log_tail
@@ -143,8 +144,7 @@ class BatchLauncher:
 
     def _waits(self, folder: Path, attempt: Attempt, detail: str) -> LaunchStatus:
         started = Started.read(folder) if _runs(folder, attempt) else None
-        since = max(attempt.submitted_utc, started.started_utc if started else "")
-        if time.time() - epoch_s(since) > self.section.queue_wait_s:
+        if waited_s(folder, attempt, started) > self.section.queue_wait_s:
             self._withdraw(
                 folder, f"It waited {self.section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
             )
@@ -184,7 +184,7 @@ class BatchLauncher:
         )
         script = render(self.dialect, self.section, folder=folder, name=attempt.name, token=token, limit_s=limit_s)
         atomic_write_bytes(folder / SCRIPT, script.encode())
-        for stale in (EXIT, ERROR, OVER):
+        for stale in (EXIT, ERROR, OVER, BACK):
             (folder / stale).unlink(missing_ok=True)
         attempt.write(folder)
         batch_id = self.dialect.submit(folder / SCRIPT, lock=lock)
