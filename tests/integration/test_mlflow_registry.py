@@ -17,8 +17,9 @@ import pytest
 
 from filmloop.adapters.mlflow.registry import MlflowRegistry
 from filmloop.bundle import verify_bundle
-from filmloop.core.documents import TrainHyper
+from filmloop.core.documents import TrainHyper, TrainResult
 from filmloop.core.errors import AuthError, ConfigError, DataError, TransientError
+from filmloop.core.fsio import canonical_json, sha256_bytes
 from filmloop.testing.bundles import make_bundle
 from filmloop.testing.mlflow_server import shared_server
 
@@ -70,6 +71,9 @@ def test_the_ui_shows_run_curve_parameters_plots_and_lineage(registry, bundle):
     assert [file.path for file in client.list_artifacts(run.info.run_id, "bundle/plots")] == ["bundle/plots/loss.png"]
     result = verify_bundle(bundle)
     assert json.loads(version.tags["filmloop.lineage"]) == result.lineage
+    (shard_id,) = result.lineage
+    brief = {"shards": 1, "first": shard_id, "last": shard_id, "sha256": sha256_bytes(canonical_json(result.lineage))}
+    assert json.loads(version.tags["filmloop.shards"]) == brief
     assert version.tags["filmloop.base_version"] == "3"
     assert version.tags["filmloop.code_commit"] == result.code_commit
     assert version.tags["filmloop.config_digest"] == result.config_digest
@@ -161,6 +165,21 @@ def test_a_long_description_is_cut_to_mlflows_column(registry, bundle):
     assert made.description == "x" * 5000
     registry.annotate("1", description="y" * 9000)
     assert registry.get("1").description == "y" * 5000
+
+
+def test_a_version_of_more_shards_than_a_tag_has_room_for_is_registered_and_says_so(registry, bundle):
+    lineage = {f"simulated/run000001/{n:08d}": f"{n:064x}" for n in range(1100)}
+    TrainResult.read(bundle / "result.json").model_copy(update={"lineage": lineage}).write(bundle / "result.json")
+    made = register(registry, bundle, "c1")
+    assert json.loads(made.tags["filmloop.shards"]) == {
+        "shards": 1100,
+        "first": "simulated/run000001/00000000",
+        "last": "simulated/run000001/00001099",
+        "sha256": sha256_bytes(canonical_json(lineage)),
+    }
+    assert "filmloop.lineage" not in made.tags
+    back = registry.download(made.version, bundle.parent / "back")
+    assert TrainResult.read(back / "result.json").lineage == lineage
 
 
 def test_more_versions_than_one_page_are_all_listed(registry, bundle, monkeypatch):

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from filmloop.adapters.mlflow.client import connect, is_absent, mlflow_errors
 from filmloop.adapters.mlflow.curve import curve_metrics, hyper_params
+from filmloop.adapters.mlflow.lineage import lineage_tags
 from filmloop.bundle import RESULT
 from filmloop.core.clock import utc_text
 from filmloop.core.documents import TrainResult, VersionInfo
@@ -265,7 +266,7 @@ class MlflowRegistry:
             "filmloop.base_version": result.base_version,
             "filmloop.code_commit": result.code_commit,
             "filmloop.config_digest": result.config_digest,
-            "filmloop.lineage": json.dumps(dict(result.lineage), sort_keys=True),
+            **lineage_tags(result.lineage),
         }
         self._need_model()
         return self._client.create_model_version(
