@@ -7,10 +7,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 from filmloop_models.cookiebox.physics import streaking_phase
+from filmloop_models.rules import number, text, whole
 from filmloop_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_FAR_BIN = 10_000.0
+"""Farther than any detector has bins, and no number overflows."""
 
 
 def names() -> tuple[str, ...]:
@@ -42,6 +47,8 @@ def _imported(name: str) -> ModelSpec:
         spec = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as exc:
         raise ValueError(f"no model {name!r}: {exc}") from exc
+    except Exception as exc:  # it is the site's own code: a slip in it is not one of this package
+        raise ValueError(f"no model {name!r}: {type(exc).__name__}: {exc}") from exc
     if not isinstance(spec, ModelSpec):
         raise ValueError(f"no model {name!r}: it is a {type(spec).__name__}, not a ModelSpec")
     return spec
@@ -62,12 +69,6 @@ def _build_cookienet(frame_shape: tuple[int, int]) -> nn.Module:
 def _build_unrolled(frame_shape: tuple[int, int], *, powers: str, **hyper: float) -> nn.Module:
     from filmloop_models.cookiebox.unrolled import Unrolled
 
-    try:
-        powers_R = tuple(int(power) for power in powers.split(","))
-    except ValueError:
-        powers_R = ()
-    if not powers_R or min(powers_R) < 1:
-        raise ValueError(f"powers = {powers!r} must be whole numbers from 1, one a round, such as 2,6,1")
     return Unrolled(
         frame_shape,
         phases=int(hyper["phases"]),
@@ -76,7 +77,7 @@ def _build_unrolled(frame_shape: tuple[int, int], *, powers: str, **hyper: float
         centre_bin=hyper["centre_bin"],
         kick_bin=hyper["kick_bin"],
         width_bin=hyper["width_bin"],
-        powers=powers_R,
+        powers=[int(power) for power in powers.split(",")],
     )
 
 
@@ -100,6 +101,7 @@ _CATALOG: dict[str, ModelSpec] = {
             summary="Lean default: mixes energies and angles in turn; 52k parameters and 1.8 MFLOP a frame at 16x128.",
             build=_build_mixer,
             hyper={"features": 64, "angle_features": 32, "depth": 2},
+            hyper_rules={"features": whole(1), "angle_features": whole(1), "depth": whole(0)},
             sort_key=streaking_phase,
         ),
         ModelSpec(
@@ -114,6 +116,17 @@ _CATALOG: dict[str, ModelSpec] = {
                 "kick_bin": 32.0,
                 "width_bin": 1.8,
                 "powers": "2,6,1",
+            },
+            hyper_rules={
+                "phases": whole(1),
+                "centres": whole(1),
+                "centre_step_bin": number(-_FAR_BIN, _FAR_BIN),
+                "centre_bin": number(-_FAR_BIN, _FAR_BIN),
+                "kick_bin": number(-_FAR_BIN, _FAR_BIN),
+                "width_bin": number(0.01, _FAR_BIN),
+                "powers": text(
+                    r" *0*[1-9]\d*( *, *0*[1-9]\d*)* *", "must be whole numbers from 1, one a round, such as 2,6,1"
+                ),
             },
             shape_rule=_multiples_of_4_channels,
             sort_key=streaking_phase,

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from filmloop_models.rules import HyperValue, Rule
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import nn
-
-HyperValue = int | float | str | bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,8 @@ class ModelSpec:
         summary: One sentence for people.
         build: `build((C, E), **hyper) -> nn.Module`; imports torch only when called.
         hyper: Every hyper-parameter that `build` takes, with its default.
+        hyper_rules: For a hyper-parameter by name: says what its value must be, or '' if it is that (`filmloop_models.rules`).
+            One without a rule is left to `build`.
         shape_rule: Says what is wrong with a frame shape, or '' if the network takes it.
         sort_key: The key that orders frames into a movie, from rates; None if there is none.
         tolerance: Largest relative RMS difference of a reduced-precision runtime from float32 that is acceptable.
@@ -56,12 +58,13 @@ class ModelSpec:
     summary: str
     build: Callable[..., nn.Module]
     hyper: Mapping[str, HyperValue] = field(default_factory=dict)
+    hyper_rules: Mapping[str, Rule] = field(default_factory=dict)
     shape_rule: Callable[[tuple[int, int]], str] = lambda shape: ""
     sort_key: SortKey | None = None
     tolerance: float = 0.05
 
-    def module(self, frame_shape: tuple[int, int], hyper: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the network for frames of `frame_shape` = (C, E), with `hyper` over the defaults.
+    def checked(self, frame_shape: tuple[int, int], hyper: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All that `build` takes beside `frame_shape` (C, E): `hyper` over the defaults. Nothing is built.
 
         Raises:
             ValueError: the shape or a hyper-parameter does not fit; the message says which and why.
@@ -73,4 +76,21 @@ class ModelSpec:
             raise ValueError(
                 f"model {self.name!r} has no hyper-parameter {', '.join(unknown)}; it has {', '.join(self.hyper) or 'none'}"
             )
-        return self.build(frame_shape, **{**self.hyper, **given})
+        for name, rule in self.hyper_rules.items():
+            if name in given and (wrong := rule(given[name])):
+                raise ValueError(f"model {self.name!r} cannot have {name} = {given[name]!r}: it {wrong}")
+        return {**self.hyper, **given}
+
+    def module(self, frame_shape: tuple[int, int], hyper: Mapping[str, Any] | None = None) -> nn.Module:
+        """Build the network for frames of `frame_shape` = (C, E), with `hyper` over the defaults.
+
+        Raises:
+            ValueError: the shape or a hyper-parameter does not fit; the message says which and why.
+        """
+        values = self.checked(frame_shape, hyper)
+        try:
+            return self.build(frame_shape, **values)
+        except Exception as exc:
+            # What has no rule is a matter between whoever wrote `build` and whoever gave the values.
+            said = str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}"
+            raise ValueError(f"model {self.name!r} cannot be built with {values}: {said}") from exc

@@ -32,7 +32,7 @@ from filmloop.core.retry import wait_until
 from filmloop.edge.control import request_look, request_seal
 from filmloop.edge.status import is_alive, read_status
 from filmloop.journal import Cycle, CycleParts, Tell
-from filmloop.launching import launch, training_job
+from filmloop.launching import chosen_model, launch, training_job
 from filmloop.ledger import DAMAGED
 from filmloop.ports.mover import Direction, MoveItem
 from filmloop.ports.registry import CHAMPION
@@ -52,6 +52,7 @@ from filmloop.shipping import (
 )
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.staging.groupfiles import GroupFiles
+from filmloop.training.choice import check_choice
 from filmloop.zoo.index import DATA_TAG, RECALLED_TAG, ZOO_TAG
 from filmloop.zoo.recall import Recall, look_back
 from filmloop.zoo.scorer import Scorer
@@ -70,10 +71,12 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
     `again`: shards count as fresh although they were trained on.
 
     Raises:
+        ConfigError: the model of the site file cannot be built as it says; nothing is begun.
         FilmloopError: a step failed. After a retryable error the cycle stays open and the next call goes on with it;
             after any other, or the tenth at the same step, it is closed as failed and the next call begins anew. For a
             login it stays open as long as it takes.
     """
+    check_choice(chosen_model(parts.config, parts.frame_shape))
     cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
     with log_context(cycle_id=cycle.id):
         try:

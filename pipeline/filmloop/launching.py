@@ -33,6 +33,11 @@ _KINDS: dict[str, type[FilmloopError]] = {
 _GRACE_S = 120.0  # on top of the launcher's own deadline, for a launcher that is lost itself
 
 
+def chosen_model(config: SiteConfig, frame_shape: tuple[int, int]) -> ModelChoice:
+    """The model of the site file, as a job names it."""
+    return ModelChoice(name=config.model.name, frame_shape=frame_shape, hyper=config.model.hyper)
+
+
 def training_job(
     config: SiteConfig,
     *,
@@ -48,7 +53,7 @@ def training_job(
     """The document that the cluster gets; `output_dir` and all references are paths over there."""
     return TrainJob(
         job_id=job_id,
-        model=ModelChoice(name=config.model.name, frame_shape=frame_shape, hyper=config.model.hyper),
+        model=chosen_model(config, frame_shape),
         fresh=tuple(fresh),
         replay=tuple(replay),
         base=base if config.training.warm_start else None,

@@ -29,9 +29,11 @@ from filmloop.drift.policy import why_not
 from filmloop.drift.report import DriftReport
 from filmloop.edge.spawn import EdgeProcess
 from filmloop.edge.status import is_alive, read_status
+from filmloop.launching import chosen_model
 from filmloop.ledger import Ledger
 from filmloop.ports.registry import CHAMPION, Registry
 from filmloop.selection import frames_of, is_fresh, usable_shards
+from filmloop.training.choice import check_choice
 
 _FRAMES_DEADLINE_S = 120.0
 
@@ -47,6 +49,8 @@ def retrain_once(
         FilmloopError: see `filmloop.cycle.run_cycle`.
     """
     refuse_unready(site)
+    # The cycle asks this, too: here nothing has been started for it, and no frame was waited for.
+    check_choice(chosen_model(site.config, site.config.frame_shape))
     with open_ledger(site) as ledger, ledger.cycle_lock() as free:
         if not free:
             return CycleReport(outcome="busy", message="Another cycle is running; this one did nothing.")

@@ -85,6 +85,12 @@ def test_a_site_file_with_empty_keys_is_refused_before_anything_is_started(filml
     assert not (tmp_path / "home").exists()
 
 
+def test_a_model_that_cannot_be_built_is_refused_before_anything_is_started(filmloop: Any, tmp_path: Path) -> None:
+    error = filmloop(tmp_path / "home", "model.hyper.features=0").json("retrain", code=2)
+    assert "features = 0" in error["message"]
+    assert not (tmp_path / "home").exists()
+
+
 def nan_weights(bundle: Path) -> None:
     arrays = load_file(bundle / "weights.safetensors")
     name = sorted(arrays)[0]
@@ -146,6 +152,12 @@ CASES = {
     "unknown source": Case(("edge", "run", "--source", "detector"), 2, "detector", "--source"),
     "set without =": Case(("status", "--set", "training.min_frames"), 2, "no '='", "--set"),
     "unknown model": Case(("edge", "run", "--frames", "1", "--set", "model.name=mixr"), 2, "mixr", "model"),
+    "hyper-parameter of another type": Case(
+        ("retrain", "--set", 'model.hyper.features="x"'), 2, "features = 'x'", "site check"
+    ),
+    "hyper-parameter that the site check finds": Case(
+        ("site", "check", "--set", "model.hyper.depth=2.5"), 2, "depth = 2.5", "[model]"
+    ),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),

@@ -18,7 +18,7 @@ from filmloop.bundle import file_digests
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
 from filmloop.core.documents import EvaluationReport, FileDigest, TrainJob
-from filmloop.core.errors import AuthError, DataError, TrainingError, TransientError
+from filmloop.core.errors import AuthError, ConfigError, DataError, TrainingError, TransientError
 from filmloop.core.fsio import disk_errors, read_json, sha256_file
 from filmloop.cycle import run_cycle
 from filmloop.journal import CycleParts
@@ -155,6 +155,15 @@ def test_too_few_frames_is_nothing_to_do_and_leaves_the_shards_fresh(world: Worl
     assert "32 fresh frames" in report.message
     assert (world.trainer.submitted, world.ledger.shard_states(), world.champion()) == ([], {}, "")
     assert not list(world.home.cycles.glob("*/recall")), "the scorer that was loading is gone"
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_a_cycle_begins(world: World) -> None:
+    world.stage()
+    model = world.parts.config.model.model_copy(update={"hyper": {"features": "x"}})
+    world.parts = replace(world.parts, config=world.parts.config.model_copy(update={"model": model}))
+    with pytest.raises(ConfigError, match="features = 'x'"):
+        world.cycle("win")
+    assert (world.trainer.submitted, world.ledger.history(1), world.ledger.open_cycle()) == ([], [], None)
 
 
 def test_a_first_model_that_beats_the_baseline_becomes_champion_and_challenger(world: World) -> None:

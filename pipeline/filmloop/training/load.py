@@ -11,6 +11,7 @@ from torch import nn
 from filmloop.bundle import RESULT, WEIGHTS, load_weights, verify_bundle
 from filmloop.core.documents import ModelChoice, TrainResult, WeightsRef
 from filmloop.core.errors import ConfigError, TrainingError, VerificationError
+from filmloop.training.choice import choice_errors
 from filmloop_models import catalog
 
 
@@ -20,14 +21,8 @@ def build_module(choice: ModelChoice) -> nn.Module:
     Raises:
         ConfigError: no such model, or the frame shape or a hyper-parameter does not fit it.
     """
-    try:
+    with choice_errors(choice):
         return catalog.get(choice.name).module(choice.frame_shape, choice.hyper)
-    except ValueError as exc:
-        raise ConfigError(
-            f"Cannot build model {choice.name!r}: {exc}.",
-            hint="Correct [model] of the site file; `filmloop site check` tries it.",
-            ids={"model": choice.name},
-        ) from exc
 
 
 def verified_bundle(reference: WeightsRef) -> tuple[Path, TrainResult]:

@@ -80,6 +80,9 @@ def test_a_model_that_is_not_installed_is_a_verification_error(bundle: Path) -> 
         ModelChoice(name="mixr", frame_shape=(16, 128)),
         ModelChoice(name="cookienet", frame_shape=(16, 127)),
         ModelChoice(name="mixer", frame_shape=(16, 128), hyper={"widht": 3}),
+        ModelChoice(name="mixer", frame_shape=(16, 128), hyper={"features": "x"}),
+        ModelChoice(name="mixer", frame_shape=(16, 128), hyper={"features": -1}),
+        ModelChoice(name="mixer", frame_shape=(16, 128), hyper={"depth": 2.5}),
     ],
 )
 def test_a_model_that_cannot_be_built_is_a_config_error(choice: ModelChoice) -> None:
