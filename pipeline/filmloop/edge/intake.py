@@ -3,7 +3,8 @@
 Senders work side by side, so frames may come in any order. The newest `WINDOW` pulse ids below the highest one are
 remembered one by one: an id that was seen is a duplicate, one that was not is out of order and welcome. What is older
 than the window is late: nobody could tell whether it came before. If nothing but late frames comes, the numbering has
-begun anew, or one damaged id had moved the window far ahead: the window goes to where the frames are. The number of
+begun anew, one damaged id had moved the window far ahead, or one sender lags and the others pause: the window goes to
+where the frames are, and back to where it was when the others go on. The number of
 a frame that is flagged as damaged is believed only near the others of its run, and a run that no shard could be named
 after is damage.
 Shape suffixes: N frames let in, D frames delivered, C channels, E energy bins.
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from filmloop.core.documents import PulseRange
 from filmloop.core.types import BAD, MAX_RUN, FrameBlock
+from filmloop.edge.former import Former
 from filmloop.edge.ring import CAME_WITH
 from filmloop.edge.tally import BAD_FRAME, LATE, OVERFLOW
 
@@ -86,6 +88,8 @@ class Intake:
         self._seen = np.full(WINDOW, last is not None, np.bool_)
         self._first = 0 if last is None else last[1] + 1
         self._late_in_a_row, self._leap = 0, 0
+        self._former: Former | None = None
+        self._missing_before_run = counts["missing"]
         if last is not None and recent is not None and len(recent):
             # The lowest, not the first that came: a sender that lags brings what lies below that one.
             self._first = min(max(int(recent.min()), last[1] - WINDOW + 1, 0), last[1] + 1)
@@ -99,11 +103,16 @@ class Intake:
         ids_D, run = block.pulse_id_N, block.run_number
         if self.last is None or self.last[0] != run:
             self._begin(run, int(ids_D[0]))
-        elif self._late_in_a_row >= LATE_IN_A_ROW:
-            # All that came since a leap was late: nothing was missing there.
-            self.counts["missing"] -= self._leap
-            self._begin(run, int(ids_D[0]))
-        return self._admit(block)
+            self._former, self._missing_before_run = None, self.counts["missing"]
+        elif self._late_in_a_row >= LATE_IN_A_ROW and int(ids_D[0]) <= self._highest - WINDOW:
+            self._leave(int(ids_D[0]))
+        at = None if self._former is None else self._former.entered_at(ids_D)
+        if at is None:
+            return self._admit(block)
+        before = self._admit(block[:at]) if at else None
+        self._return()
+        after = self._admit(block[at:])
+        return after if before is None else _joined(before, after)
 
     def overflow(self, block: FrameBlock) -> tuple[PulseRange, ...]:
         """Count frames for which there is no room; says what is to be told of them."""
@@ -116,6 +125,32 @@ class Intake:
         assert self.last is not None
         return self.last[1]
 
+    def _leave(self, first: int) -> None:
+        """Nothing but late frames come: the window goes to them."""
+        assert self.last is not None
+        if self._leap:
+            # All that came since a leap was late: nothing was missing there, and nobody goes on from there.
+            self.counts["missing"] -= self._leap
+        else:
+            missing = self.counts["missing"]
+            self._former = Former(
+                highest=self._highest,
+                first=self._first,
+                seen_W=self._seen.copy(),
+                missing=missing,
+                gaps=missing - self._missing_before_run,
+            )
+        self._begin(self.last[0], first)
+
+    def _return(self) -> None:
+        """Frames go on in the former window: it is taken up again, and what was let in meanwhile is missing no more."""
+        assert self.last is not None
+        assert self._former is not None
+        former, self._former = self._former, None
+        self.last, self._first, self._seen = (self.last[0], former.highest), former.first, former.seen_W
+        self.counts["missing"] = former.missing - former.came
+        self._late_in_a_row, self._leap = 0, 0
+
     def _begin(self, run: int, first: int) -> None:
         """Frames of a run that was not seen before, or is numbered anew."""
         self._seen[:] = False
@@ -123,9 +158,11 @@ class Intake:
 
     def _admit(self, block: FrameBlock) -> Arrival:
         ids_D, highest = block.pulse_id_N, self._highest
-        if int(ids_D[0]) > highest and bool((ids_D[1:] > ids_D[:-1]).all()):
-            return self._admit_rising(block, highest)
-        return self._admit_any(block, highest)
+        rising = int(ids_D[0]) > highest and bool((ids_D[1:] > ids_D[:-1]).all())
+        arrival = self._admit_rising(block, highest) if rising else self._admit_any(block, highest)
+        if self._former is not None:
+            self._former = self._former.after(arrival.block.pulse_id_N, self._highest)
+        return arrival
 
     def _admit_bad(self, block: FrameBlock) -> Arrival:
         """Of damaged frames none is let in; the place of those that may be what they say counts."""
@@ -233,6 +270,20 @@ def _told(block: FrameBlock, reason: str) -> tuple[PulseRange, ...]:
         run_number=block.run_number,
     )
     return (told,)
+
+
+def _joined(first: Arrival, second: Arrival) -> Arrival:
+    one, other = first.block, second.block
+    labels = [part.label_NCE for part in (one, other) if part.label_NCE is not None]
+    block = FrameBlock(
+        run_number=one.run_number,
+        pulse_id_N=np.concatenate([one.pulse_id_N, other.pulse_id_N]),
+        counts_NCE=np.concatenate([one.counts_NCE, other.counts_NCE]),
+        flags_N=np.concatenate([one.flags_N, other.flags_N]),
+        label_NCE=np.concatenate(labels) if labels else None,
+    )
+    came_with_NK = np.concatenate([first.came_with_NK, second.came_with_NK])
+    return Arrival(block=block, came_with_NK=came_with_NK, passed=(*first.passed, *second.passed))
 
 
 def _pick(block: FrameBlock, which_D: npt.NDArray[np.bool_]) -> FrameBlock:

@@ -157,6 +157,47 @@ def test_a_pause_of_the_beam_longer_than_a_window_is_missing_for_good_though_the
     assert counts(door)["missing"] == pause - 1
 
 
+def test_a_sender_that_brings_what_it_had_queued_makes_nothing_missing_that_came():
+    """One sends even ids, the other odd ones; the second was away for longer than a window."""
+    door, far = intake(), 3 * WINDOW
+    for start in range(0, far, 4096):
+        admit(door, range(start, start + 4096, 2))
+    top = door.last
+    assert counts(door)["missing"] == top[1] // 2
+    came = []
+    for start in range(1, 20_000, 1024):
+        came += admit(door, range(start, start + 1024, 2))
+    assert came[0] == 2 * LATE_IN_A_ROW + 1
+    assert len(admit(door, range(top[1] + 1, top[1] + 1000))) == 999
+    assert door.last == (1, top[1] + 999)
+    assert counts(door)["missing"] == top[1] // 2 - len(came)
+    assert counts(door)["late"] == LATE_IN_A_ROW
+    # What the others had sent last is still known.
+    assert admit(door, [top[1], top[1] - 1]) == [top[1] - 1]
+
+
+def test_a_numbering_that_has_begun_anew_loses_nothing_where_it_comes_to_the_former_ids():
+    door, far = intake(), 2 * WINDOW
+    former = np.arange(far)
+    former = former[former % 1000 != 7]
+    for part in np.array_split(former, 40):
+        admit(door, part)
+    came = sum(len(admit(door, range(start, start + 1024))) for start in range(0, far, 1024))
+    assert came == far - LATE_IN_A_ROW
+    assert "duplicate" not in counts(door)
+    assert counts(door)["missing"] == len(range(7, far, 1000))
+
+
+def test_a_frame_that_is_not_late_after_many_that_were_leaves_the_window_where_it_is():
+    door = intake()
+    top = 2 * WINDOW
+    admit(door, [0, top])
+    admit(door, [top + 1])
+    for _ in range(LATE_IN_A_ROW):
+        admit(door, [5])
+    assert admit(door, [top + 1, top + 2]) == [top + 2]
+
+
 def test_a_few_late_frames_between_others_do_not_move_the_window_back():
     door = intake()
     admit(door, [0, 2 * WINDOW])
@@ -370,6 +411,52 @@ def test_every_count_is_that_of_a_plain_reference_however_the_stream_is_cut(read
         let_in = total - sum(door.counts[name] for name in ("duplicate", "late", "bad_frame", "overflow"))
         assert total == sum(len(frames) for _, _, frames in reads)
         assert let_in >= 0
+
+
+def two_senders(rng):
+    """Reads of two senders, as (who, pulse ids): one in front, one that was stuck at times and brings all of it later."""
+    front, back, numbers = 0, 0, [0, 0]
+    for _ in range(rng.integers(4, 24)):
+        if rng.random() < 0.6 or back >= front - 3:
+            front += int(rng.integers(1, 40))
+            who, first, stop = 0, numbers[0], front
+        else:
+            back = int(rng.integers(back, front)) + 1
+            who, first, stop = 1, numbers[1], back
+        numbers[who] = stop
+        ids = [3 * number + who for number in range(first, stop) if rng.random() < 0.9]
+        while ids:
+            size = int(rng.integers(1, 12))
+            yield who, ids[:size]
+            ids = ids[size:]
+    yield 0, [3 * front, 3 * front + 3]
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_missing_is_what_never_was_let_in_whenever_the_sender_in_front_has_its_say(part, monkeypatch):
+    monkeypatch.setattr(intake_module, "WINDOW", SMALL_WINDOW)
+    monkeypatch.setattr(intake_module, "LATE_IN_A_ROW", 4)
+    returned = 0
+    for seed in range(200):
+        rng = np.random.default_rng([part, seed])
+        door, first, top, let_in, held = intake(), None, 0, set(), []
+        for who, ids in two_senders(rng):
+            first = ids[0] if first is None else first
+            if rng.random() < 0.2:
+                # Small messages that wait come together.
+                held += ids
+                continue
+            away = door.last is not None and door.last[1] < top
+            came, held = admit(door, held + ids), []
+            assert not let_in.intersection(came)
+            assert len(set(came)) == len(came)
+            let_in.update(came)
+            top = max(top, *came, door.last[1])
+            if who == 0:
+                returned += away
+                assert door.last[1] == top
+                assert door.counts["missing"] == top - first + 1 - sum(number >= first for number in let_in)
+    assert returned > 70
 
 
 @settings(max_examples=200, deadline=None)
