@@ -31,6 +31,7 @@ from filmloop.staging.schema import Layout
 from filmloop.staging.verify import verify_shard
 from filmloop.staging.writer import ShardWriter
 from filmloop.testing.shards import example_block, reseal, write_shard
+from rigs.refusing import bound_by_modes, unreadable
 
 SEAL_FOR_EVER = """
 import os, signal, sys
@@ -140,6 +141,15 @@ def test_a_group_whose_commit_cannot_be_finished_is_put_aside(tmp_path: Path, ma
     again = write_shard(tmp_path, example_block(5), seq=1)
     again.manifest_path.unlink()
     assert recover(tmp_path, "test").quarantined == (aside.with_name("test-run000001-00000001.zarr.1.orphan"),)
+
+
+def test_a_commit_is_finished_once_the_disk_lets_its_group_be_read(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path, example_block(5))
+    shard.manifest_path.rename(shard.manifest_path.with_name(shard.manifest_path.name + ".part"))
+    with bound_by_modes(), unreadable(shard.group_path / "counts"), pytest.raises(TransientError):
+        recover(tmp_path, "test")
+    assert recover(tmp_path, "test").finished == (shard.manifest_path,)
+    assert [each.shard_id for each in sealed_shards(tmp_path)] == [shard.shard_id]
 
 
 def files_of(*frames: str) -> list[str]:

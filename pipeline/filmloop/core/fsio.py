@@ -55,6 +55,11 @@ def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
     return TransientError(f"{path}: {exc.strerror or exc}.", hint="`filmloop site check` tests the disk.", ids=ids)
 
 
+def is_lost(exc: OSError) -> bool:
+    """Whether bytes are gone for good: nothing is there, or a bad sector. Any other refusal may pass."""
+    return exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO)
+
+
 def translate_lock_error(exc: OSError, path: Path) -> FilmloopError:
     """The error of our own tree for a lock on `path` that could not even be asked for.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from filmloop.core.errors import DataError, FilmloopError
-from filmloop.core.fsio import sha256_file, translate_os_error
+from filmloop.core.fsio import is_lost, sha256_file, translate_os_error
 from filmloop.staging.catalog import SealedShard
 from filmloop.staging.layout import METADATA
 
@@ -52,8 +51,8 @@ class GroupFiles:
             raise self.damaged(name, "has another SHA-256 than it was sealed with")
 
     def _unreadable(self, name: str, exc: OSError) -> FilmloopError:
-        """What is gone, or lies on a bad sector, is damage; a disk that refuses may come to its senses."""
-        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
+        """What is lost is damage; a disk that refuses may come to its senses."""
+        if is_lost(exc):
             return self.damaged(name, f"cannot be read: {exc.strerror}")
         return translate_os_error(exc, self._shard.group_path / name)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filmloop.core.documents import FileDigest, ShardManifest
-from filmloop.core.errors import DataError
-from filmloop.core.fsio import PART_SUFFIX, disk_errors, fsync_dir
+from filmloop.core.errors import DataError, TransientError
+from filmloop.core.fsio import PART_SUFFIX, disk_errors, fsync_dir, is_lost
 from filmloop.staging.layout import (
     EXPIRED_SUFFIX,
     GROUP_SUFFIX,
@@ -92,10 +92,16 @@ def _finish_commits(stage: Path, stream: str) -> list[Path]:
 def _fits(manifest_part: Path) -> bool:
     folder = manifest_part.parent
     try:
-        manifest = ShardManifest.read(manifest_part)
-        return all(FileDigest.of(folder / file.path, folder) == file for file in manifest.files)
-    except (DataError, OSError):
+        with disk_errors(folder):
+            manifest = ShardManifest.read(manifest_part)
+            return all(FileDigest.of(folder / file.path, folder) == file for file in manifest.files)
+    except DataError:
         return False
+    except TransientError as exc:
+        # A group on a bad sector is for a person to look at; one that cannot be read now may be whole.
+        if isinstance(exc.__cause__, OSError) and is_lost(exc.__cause__):
+            return False
+        raise
 
 
 def _remove_parts(stage: Path, stream: str) -> list[Path]:
