@@ -10,7 +10,7 @@ from filmloop.config.globus import GlobusLauncher, GlobusMover, GlobusSection
 from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
 from filmloop.config.sources import PvAccessSource, ReplaySource, SimulatorSource, Source, ZeroMqSource
-from filmloop.core.documents import HoldoutPolicy, TrainHyper
+from filmloop.core.documents import HoldoutPolicy, Seed, TrainHyper
 from filmloop.core.fsio import canonical_json, sha256_bytes
 
 __all__ = [
@@ -202,7 +202,7 @@ class TrainingSection(Section):
     replay_frames: int = Field(20000, ge=0, description="older, already trained frames mixed in against forgetting")
     warm_start: bool = Field(True, description="start from the champion's weights; false starts from scratch")
     deadline_s: float = Field(900.0, gt=0, description="a job that takes longer is ended")
-    seed: int = Field(0, ge=0, description="of weights, batches and thinning")
+    seed: Seed = Field(0, description="of weights, batches and thinning")
     hyper: TrainHyper = Field(TrainHyper(), description="how to train")
     holdout: HoldoutPolicy = Field(HoldoutPolicy(), description="which frames are kept back for the score")
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from filmloop.config.section import Section
+from filmloop.core.documents import Seed
 from filmloop.core.types import MAX_RUN
 from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
@@ -18,7 +19,7 @@ class SimulatorSource(Section):
 
     kind: Literal["simulator"] = Field("simulator", description="frames from the simulated CookieBox")
     stream: str = Field("simulator", description="name of the stream; shards lie in a folder of this name")
-    seed: int = Field(1, ge=0, description="the same seed makes the same frames on any machine")
+    seed: Seed = Field(1, description="the same seed makes the same frames on any machine")
     run_number: int = Field(1, ge=0, le=MAX_RUN, description="run that the frames belong to")
     rate_hz: float = Field(2000.0, ge=0, description="frames a second; 0 is as fast as it can")
     frames: int | None = Field(None, ge=1, description="end after this many frames; not set: never")

@@ -25,6 +25,8 @@ from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Seed = Annotated[int, Field(ge=0, le=10**18)]
+"""Below 2^63: every generator takes it, and TOML can say it."""
 FrameShape = Annotated[tuple[int, int], Field(description="(channels, energy bins)")]
 
 
@@ -191,11 +193,11 @@ class TrainHyper(Document):
     """How to train; what was tried is in docs/explanation/training.md."""
 
     mode: Literal["thinning", "labelled"] = Field("thinning", description="thinning needs no labels")
-    batch_frames: int = Field(default=256, ge=1, description="frames a step, over all ranks")
+    batch_frames: int = Field(default=256, ge=1, le=1_000_000, description="frames a step, over all ranks")
     learning_rate: float = Field(default=6e-3, gt=0, description="of Adam, at its peak; a cosine takes it to 0")
     warmup_steps: int = Field(default=100, ge=0, description="steps over which the learning rate rises")
     max_steps: int = Field(default=3000, ge=1, description="stop after this many steps")
-    max_epochs: int = Field(default=100, ge=1, description="stop after this many passes over the frames")
+    max_epochs: int = Field(default=100, ge=1, le=1_000_000, description="stop after this many passes over the frames")
     train_s: float = Field(default=60.0, gt=0, description="stop after this many seconds of training")
     keep_low: float = Field(default=0.5, gt=0, lt=1, description="thinning keeps a share p ~ U(keep_low, keep_high)")
     keep_high: float = Field(default=0.95, gt=0, lt=1, description="see keep_low")
@@ -243,7 +245,7 @@ class HoldoutPolicy(Document):
     permille: int = Field(default=100, ge=1, le=500, description="of 1000 frames, how many are held out")
     max_frames: int = Field(default=4000, ge=10, description="the newest of them")
     keep: float = Field(default=0.75, gt=0, lt=1, description="share of the counts that the model sees")
-    seed: int = Field(default=20240901, ge=0, description="of the thinning of held-out frames")
+    seed: Seed = Field(default=20240901, description="of the thinning of held-out frames")
 
 
 class TrainJob(Document):
@@ -258,7 +260,7 @@ class TrainJob(Document):
     champion: WeightsRef | None = Field(default=None, description="judged beside the challenger")
     output_dir: str = Field(description="run folder: checkpoints, log, status, and bundle/ when finished")
     deadline_s: float = Field(default=900.0, gt=0, description="wall time after which the launcher ends the job")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     hyper: TrainHyper = TrainHyper()
     holdout: HoldoutPolicy = HoldoutPolicy()
     config_digest: str = ""

@@ -67,6 +67,11 @@ def test_the_shipped_site_is_valid_and_local() -> None:
         ({"training": {"min_frames": "many"}}, "training.min_frames: "),
         ({"source": {"kind": "simulator", "drift": [{"from_frame": 1, "set": {"kick": 1}}]}}, "drift sets kick"),
         ({"schema_version": 2}, "schema_version: "),
+        ({"training": {"seed": 2**64}}, "training.seed: Input should be less than or equal to"),
+        ({"training": {"holdout": {"seed": 2**64}}}, "training.holdout.seed: Input should be less than or equal to"),
+        ({"source": {"kind": "simulator", "seed": 2**64}}, "source.seed: Input should be less than or equal to"),
+        ({"training": {"hyper": {"batch_frames": 10**13}}}, "training.hyper.batch_frames: Input should be less than"),
+        ({"training": {"hyper": {"max_epochs": 10**400}}}, "training.hyper.max_epochs: Input should be less than"),
         (
             {"training": {"hyper": {"batch_frames": 1}}},
             "training.hyper.batch_frames = 1 is below the 2 ranks of [launcher]",

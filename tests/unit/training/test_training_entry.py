@@ -161,6 +161,11 @@ def test_an_unknown_model_is_a_config_error(folder: Path, shard: ShardRef) -> No
     assert _run(job.model_copy(update={"model": job.model.model_copy(update={"name": "mixr"})})) == 2
 
 
+def test_the_largest_seeds_that_a_site_may_name_are_taken(folder: Path, shard: ShardRef) -> None:
+    largest = 10**18
+    assert _run(small_job(folder, shard, seed=largest, hyper={"max_steps": 3}, holdout={"seed": largest})) == 0
+
+
 def test_what_nobody_foresaw_is_told_too(folder: Path, shard: ShardRef, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*_args: object) -> None:
         raise ZeroDivisionError("by zero")
