@@ -61,8 +61,8 @@ def deviations(window: Window, reference: Reference, section: DriftSection) -> F
     # A window with few large shots has a small mean and a small variance: on its own it would find too much.
     var_K = np.fmax(var_now_K, var_then_K)
     sd_K = np.sqrt(var_K / window.frames + var_then_K / reference.window.frames)
-    apart_K = now_K - then_K
     with np.errstate(invalid="ignore", divide="ignore"):
+        apart_K = now_K - then_K
         z_K = np.sign(apart_K) * np.maximum(np.abs(apart_K) - allowed(section, reference), 0) / sd_K
     excess, sd = reference.nll_excess(window)
     z_nll = max(excess - section.least_nll * abs(reference.window.nll), 0.0) / sd

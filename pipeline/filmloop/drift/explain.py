@@ -194,7 +194,7 @@ def _energy(channels: Channels, window: Window, reference: Reference, section: D
         text = f"photon energy {value:+.1f} bins ({low:+.1f} to {high:+.1f})"
         found.append(Finding(kind="energy", value=value, low=low, high=high, text=text))
     place = slice(1 + number, 1 + 2 * number)
-    own_C, sd_C = (now_K - then_K)[place] - common, sd_K[place]
+    own_C, sd_C = now_K[place] - then_K[place] - common, sd_K[place]
     with np.errstate(invalid="ignore"):
         sure_C = (np.abs(own_C) > section.least_energy_bins + _SURE * sd_C) & ~channels.dead_C & ~channels.alive_again_C
     for c in np.flatnonzero(sure_C).tolist():
@@ -215,15 +215,22 @@ def _shape(window: Window, reference: Reference, section: DriftSection) -> list[
     factor, sd_factor = sum(factors) / 2, spread[2] / max(2 * spread[1] * factors[0], 1e-9)
     sd_factor += abs(factors[1] - factors[0]) / 4
     spread_moved = abs(factor - 1) > section.least_streaking + _SURE * sd_factor
-    streak_apart = (streak[0] - streak[1]) / max(streak[2], 1e-12)
+    # In a window without two hits in any frame no hits share a phase, and none do not.
+    known = bool(np.isfinite(streak).all())
+    streak_apart = (streak[0] - streak[1]) / max(streak[2], 1e-12) if known else 0.0
     if spread_moved:
         value, low, high = _interval(float(factor), float(sd_factor))
         turned = abs(streak_apart) > 0.5 * _SURE and (streak_apart > 0) == (factor > 1)
         name = "streaking amplitude" if turned else "spread of the energies in every channel"
         text = f"{name} {value:.2f}x ({low:.2f} to {high:.2f})"
         found.append(Finding(kind="streaking" if turned else "spread", value=value, low=low, high=high, text=text))
-    elif abs(streak_apart) > _SURE and abs(streak[0] - streak[1]) > 2 * section.least_streaking * abs(streak[1]):
-        value, low, high = _interval(streak[0] / streak[1], streak[2] / abs(streak[1]))
+    elif (
+        abs(streak_apart) > _SURE
+        # Where no hits shared a phase before, there is nothing that it could be a multiple of.
+        and streak[1] > 1e-9
+        and abs(streak[0] - streak[1]) > 2 * section.least_streaking * streak[1]
+    ):
+        value, low, high = _interval(streak[0] / streak[1], streak[2] / streak[1])
         how = "more" if value < 1 else "fewer"
         text = f"{how} sub-pulses a shot: hits share a phase {value:.2f}x as often ({low:.2f} to {high:.2f})"
         found.append(Finding(kind="pulses", value=value, low=low, high=high, text=text))
@@ -242,7 +249,8 @@ def _shape(window: Window, reference: Reference, section: DriftSection) -> list[
 def _factor(now: float, then: float, still: float) -> float:
     """By how much an amplitude grew whose square makes all of a spread but `still`."""
     still = still if 0 < still < min(now, then) else 0.0
-    return float(np.sqrt((now - still) / max(then - still, 1e-9)))
+    # All hits in one place have a spread of 0, which rounding may put below.
+    return float(np.sqrt(max(now - still, 0.0) / max(then - still, 1e-9)))
 
 
 def _streaked(reference: Reference) -> float:

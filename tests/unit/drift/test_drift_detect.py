@@ -7,6 +7,9 @@ from filmloop.config.schema import DriftSection
 from filmloop.drift.detect import Detector, threshold
 from filmloop.drift.explain import Channels, explain
 from filmloop.drift.gain import gain_for
+from filmloop.drift.moments import moments_of
+from filmloop.drift.reference import Reference
+from filmloop.drift.window import window_of
 
 from .conftest import REFERENCE, weaker
 
@@ -166,6 +169,38 @@ def test_frames_without_a_count_raise_an_alarm_and_no_exception(beam):
     detector = beam.detector()
     assert detector.take(beam.window(LATER, np.zeros_like))
     assert explain(detector.basis(), detector, SECTION)[0].kind == "intensity"
+
+
+def weak(rng, hits, frames=64):
+    """A window of frames with so many hits on average, in the middle of 16 channels; with 0 one hit each."""
+    counts_NCE = np.zeros((frames, 16, 128), np.uint8)
+    for frame in counts_NCE:
+        for _ in range(rng.poisson(hits) if hits else 1):
+            frame[rng.integers(16), rng.integers(40, 80)] += 1
+    return window_of(moments_of(counts_NCE), 5.0 * counts_NCE.sum(axis=(1, 2)) + rng.normal(0, 0.1, frames))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_window_without_two_hits_in_any_frame_is_explained_without_a_word_on_what_hits_share(seed):
+    rng = np.random.default_rng(seed)
+    detector = Detector(SECTION, Reference([weak(rng, 4.0) for _ in range(8)]))
+    window = weak(rng, 0)
+    assert not np.isfinite(window.ratios()[0][-2])
+    assert detector.take(window)
+    kinds = {finding.kind for finding in explain(detector.basis(), detector, SECTION)}
+    assert "intensity" in kinds
+    assert not kinds & {"pulses", "streaking"}
+
+
+@pytest.mark.parametrize("share", [0.0, -1e-9, 1e-9])
+def test_a_reference_in_which_no_hits_shared_a_phase_is_no_unit_for_how_often_they_do_now(beam, share):
+    """Streaked by no field, or a detector of few channels."""
+    sums = list(beam.reference.window.sums)
+    sums[-2] = (share, *sums[-2][1:2], 0.0, 0.0, sums[-2][4])
+    detector = Detector(SECTION, Reference([beam.reference.window.model_copy(update={"sums": tuple(sums)})]))
+    detector.take(beam.window(LATER))
+    findings = explain(detector.basis(), detector, SECTION)
+    assert all(finding.kind != "pulses" for finding in findings)
 
 
 def test_an_odd_number_of_reference_windows_is_refused():
