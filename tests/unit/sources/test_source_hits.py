@@ -61,6 +61,17 @@ def test_a_hit_outside_the_frame_spoils_its_frame_alone(hit: float) -> None:
     assert dense_NCE.sum(axis=(1, 2)).tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_hit_outside_the_frame_spoils_its_frame_alone_in_every_number_type(dtype: str, pairs: bool) -> None:
+    hits = np.array([1, 2, 100, 3, 4], dtype)
+    bins = flat_bins(np.column_stack((np.zeros_like(hits), hits)) if pairs else hits, SHAPE)
+    assert bins.tolist() == [1, 2, -1, 3, 4]
+    dense_NCE, flags_N = dense_counts(bins, np.array([1, 3, 1]), SHAPE)
+    assert flags_N.tolist() == [0, BAD, 0]
+    assert dense_NCE.sum(axis=(1, 2)).tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32])
 @pytest.mark.parametrize("counted", [True, False])
 def test_padded_hits_are_those_of_the_list(dtype: type, counted: bool) -> None:

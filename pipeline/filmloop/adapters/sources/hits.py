@@ -41,7 +41,10 @@ def _within(value_K: npt.NDArray[Any], end: int) -> npt.NDArray[np.int64]:
     """Values rounded down, -1 for those that are not in [0, end)."""
     # NaN compares false: it is outside.
     inside_K = (value_K >= 0) & (value_K < end)
-    return np.where(inside_K, value_K, -1).astype(np.int64)
+    # -1 only after the cast: in an unsigned type it is the highest number, a bin of another frame.
+    within_K = np.where(inside_K, value_K, 0).astype(np.int64)
+    within_K[~inside_K] = -1
+    return within_K
 
 
 def padded_hits(
