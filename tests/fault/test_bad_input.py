@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -189,6 +190,15 @@ def test_a_recording_of_another_shape_than_the_site_is_refused_with_the_keys_to_
     command = filmloop(tmp_path / "home")
     argv = command.argv("edge", "run", "--no-registry", "--json", "--site", str(site))
     check_refusal(command, argv, tmp_path, Case((), 2, "(16, 128)", "channels"))
+
+
+def test_a_recording_with_a_link_to_nothing_is_bad_data_and_no_bug(filmloop: Any, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["X_test"] = h5py.SoftLink("/nowhere")
+    command = filmloop(tmp_path / "home")
+    for words in (("edge", "run", "--no-registry"), ("retrain",)):
+        argv = command.argv(*words, "--json", "--source", f"replay:{tmp_path}/x.h5")
+        check_refusal(command, argv, tmp_path, Case((), 5, "X_test (a link to nothing)", "CookieNetAE"))
 
 
 def test_a_port_in_use_is_named_and_nothing_is_started(filmloop: Any, tmp_path: Path) -> None:

@@ -222,6 +222,54 @@ def _text_array(path: Path) -> None:
     stacked(path, Ximg=np.full((5, *SHAPE), b"one"))
 
 
+def _link_to_nothing(path: Path) -> None:
+    stacked(path, X_a=h5py.SoftLink("/nowhere"))
+
+
+def _scalar_counts(path: Path) -> None:
+    stacked(path, X_a=np.uint8(3))
+
+
+def _no_values(path: Path) -> None:
+    stacked(path, X_a=h5py.Empty("u1"))
+
+
+def _group_of_labels(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["X_a"] = np.zeros((5, *SHAPE), np.uint8)
+        file.create_group("Y_a")
+
+
+def _text_labels(path: Path) -> None:
+    stacked(path, X_a=np.zeros((5, *SHAPE), np.uint8), Y_a=np.full((5, *SHAPE), b"one"))
+
+
+def hit_lists(path: Path, offsets: object, frame_shape: object) -> None:
+    stacked(path, hits=np.zeros(3, np.uint16), offsets=offsets)
+    with h5py.File(path, "r+") as file:
+        file["hits"].attrs["frame_shape"] = frame_shape
+
+
+def _scalar_offsets(path: Path) -> None:
+    hit_lists(path, 3, SHAPE)
+
+
+def _text_shape(path: Path) -> None:
+    hit_lists(path, np.array([0, 3]), "4 x 16")
+
+
+def _endless_frames(path: Path) -> None:
+    hit_lists(path, np.array([0, 3]), (2**31, 2**31))
+
+
+def _shot_linked_to_nothing(path: Path) -> None:
+    stacked(path, **{"shot/Ximg": h5py.SoftLink("/nowhere")})
+
+
+def _shot_without_energies(path: Path) -> None:
+    stacked(path, **{f"shot/{name}": np.array([0, 1]) for name in ("Xhits", "Xaddresses", "Xnedges")})
+
+
 def _empty_folder(path: Path) -> None:
     path.mkdir()
 
@@ -249,6 +297,16 @@ def _shards_of_two_shapes(path: Path) -> None:
         (_fewer_labels, "Y_a"),
         (_two_shapes, "X_b"),
         (_text_array, r"\|S3"),
+        (_link_to_nothing, r"X_a \(a link to nothing\)"),
+        (_scalar_counts, r"\(uint8 \(\)\), not numbers"),
+        (_no_values, "not numbers"),
+        (_group_of_labels, "Y_a is .group of nothing.*but /X_a"),
+        (_text_labels, r"Y_a is \(\|S3"),
+        (_scalar_offsets, "offsets"),
+        (_endless_frames, "more than 1,048,576 bins"),
+        (_text_shape, "no attribute frame_shape"),
+        (_shot_linked_to_nothing, "has no image"),
+        (_shot_without_energies, "has no image"),
         (_empty_folder, "0 streams"),
         (_two_streams, "2 streams: a, b"),
         (_shards_of_two_shapes, "2 frame shapes"),
@@ -262,6 +320,43 @@ def test_a_recording_of_an_unknown_form_says_what_was_found(tmp_path: Path, make
     assert str(path) in error.value.message
     with pytest.raises(DataError, match=says):
         read_labelled(path)
+
+
+def _sound(path: Path, schema: str) -> None:
+    counts, labels = np.ones((3, *SHAPE), np.int16), np.ones((3, *SHAPE), np.float16)
+    if schema == "stacked":
+        stacked(path, X_a=counts, Y_a=labels)
+    elif schema == "hits":
+        hit_lists(path, np.arange(4), SHAPE)
+    else:
+        stacked(path, **{f"{name}/Ximg": counts[0] for name in "ab"})
+        with h5py.File(path, "r+") as file:
+            file["c/Xhits"], file["c/Xaddresses"] = np.arange(4.0), np.arange(4)
+            file["c/Xnedges"] = np.ones(4, np.int64)
+            file["c"].attrs["nenergies"] = 16
+
+
+@pytest.mark.parametrize("schema", ["stacked", "hits", "shots"])
+def test_whatever_is_damaged_in_a_recording_it_is_read_or_refused_with_its_path(tmp_path: Path, schema: str) -> None:
+    path, rng = tmp_path / "sound.h5", np.random.default_rng(11)
+    _sound(path, schema)
+    assert len(read_labelled(path)[0]) == 3
+    whole, read, refused = path.read_bytes(), 0, 0
+    for number in range(150):
+        broken = bytearray(whole)
+        for place in rng.integers(8, len(broken), rng.integers(1, 6)):
+            broken[place] = rng.integers(256)
+        # HDF5 knows a file by its name: another name each time.
+        damaged = tmp_path / f"{number}.h5"
+        damaged.write_bytes(bytes(broken))
+        try:
+            read_labelled(damaged)
+        except DataError as exc:
+            refused += str(damaged) in exc.message
+        else:
+            read += 1
+    assert read + refused == 150
+    assert 5 < refused < 145
 
 
 def test_an_unknown_schema_lists_the_known_ones(tmp_path: Path) -> None:

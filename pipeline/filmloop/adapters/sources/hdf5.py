@@ -14,6 +14,7 @@ The pulse id of a frame is its row. Shape suffixes: N frames, C channels, E ener
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ _log = logging.getLogger(__name__)
 
 _SAMPLE_FRAMES = 16
 
+_UNREADABLE = (
+    OSError, ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What h5py raises of a file that is damaged, or holds something else than its names promise."""
+
+_MOST_BINS = 1 << 20
+"""Of a frame: hit lists name a shape without a byte for it, and a thousand such frames are a gigabyte."""
+
 KNOWN = (
     "X_*/Y_* (CookieNetAE), Ximg/Ypdf (stacked), one group a shot with Ximg/Ypdf or Xhits (CookieSimSlim), hits/offsets"
 )
@@ -58,24 +67,26 @@ def open_hdf5(path: Path) -> Recording:
         ) from exc
     try:
         return _recognise(file, path)
-    except BaseException:
+    except BaseException as exc:
         file.close()
+        if isinstance(exc, _UNREADABLE):
+            raise _unfit(path, f"what it holds cannot be read: {exc!r}") from exc
         raise
 
 
 def _recognise(file: h5py.File, path: Path) -> Recording:
     names = sorted(file)
-    arrays = [name for name in names if name.startswith("X_") and isinstance(file[name], h5py.Dataset)]
+    arrays = [name for name in names if name.startswith("X_") and isinstance(file.get(name), h5py.Dataset)]
     if pairs := [(name, "Y_" + name[2:]) for name in arrays]:
         return StackedRecording(file, path, pairs)
     if isinstance(file.get("Ximg"), h5py.Dataset):
         return StackedRecording(file, path, [("Ximg", "Ypdf")])
     if isinstance(file.get("hits"), h5py.Dataset) and isinstance(file.get("offsets"), h5py.Dataset):
         return HitListRecording(file, path)
-    first = file[names[0]] if names else None
+    first = file.get(names[0]) if names else None
     if isinstance(first, h5py.Group) and ("Ximg" in first or "Xhits" in first):
         return ShotRecording(file, path, names)
-    found = [f"{name} {describe(file[name])}" for name in names[:8]] + (["..."] if len(names) > 8 else [])
+    found = [f"{name} {describe(file.get(name))}" for name in names[:8]] + (["..."] if len(names) > 8 else [])
     raise DataError(
         f"{path} has no schema that filmloop knows: it holds {', '.join(found) or 'nothing'}.",
         hint=f"Known are {KNOWN}. Rename the arrays, or add a schema beside these.",
@@ -83,11 +94,22 @@ def _recognise(file: h5py.File, path: Path) -> Recording:
     )
 
 
-def describe(node: h5py.Dataset | h5py.Group) -> str:
+def describe(node: Any) -> str:
     """What an object of the file is, in a few words."""
     if isinstance(node, h5py.Dataset):
         return f"({node.dtype} {node.shape})"
+    if not isinstance(node, h5py.Group):
+        return "(a link to nothing)" if node is None else f"({type(node).__name__})"
     return f"(group of {', '.join(sorted(node)[:6]) or 'nothing'})"
+
+
+def _unfit(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what}.", hint=f"Known are {KNOWN}.", ids={"path": str(path)})
+
+
+def _rows(data: h5py.Dataset) -> int:
+    """Length of the first axis; 0 where there is none."""
+    return int(data.shape[0]) if data.shape else 0
 
 
 class _Hdf5Recording:
@@ -97,6 +119,8 @@ class _Hdf5Recording:
         self._file, self._path = file, path
         self.frame_shape = frame_shape
         self.run_frames: tuple[int, ...] = (frames,)
+        if math.prod(frame_shape) > _MOST_BINS:
+            raise self._wrong(f"frames of {frame_shape} have more than {_MOST_BINS:,} bins")
 
     def position_after(self, run: int, pulse_id: int) -> int:
         return min(pulse_id + 1, self.run_frames[run])
@@ -105,7 +129,7 @@ class _Hdf5Recording:
         self._file.close()
 
     def _wrong(self, what: str) -> DataError:
-        return DataError(f"{self._path}: {what}.", hint=f"Known are {KNOWN}.", ids={"path": str(self._path)})
+        return _unfit(self._path, what)
 
 
 class StackedRecording(_Hdf5Recording):
@@ -115,13 +139,13 @@ class StackedRecording(_Hdf5Recording):
 
     def __init__(self, file: h5py.File, path: Path, pairs: list[tuple[str, str]]) -> None:
         self._parts = [(file[counts], file.get(labels)) for counts, labels in pairs]
-        shape = self._parts[0][0].shape
-        super().__init__(file, path, sum(len(counts) for counts, _ in self._parts), shape[1:])
+        shape: Any = self._parts[0][0].shape or ()
+        super().__init__(file, path, sum(_rows(counts) for counts, _ in self._parts), shape[1:])
         self.has_labels = all(labels is not None for _, labels in self._parts)
         for counts, labels in self._parts:
             if counts.ndim != 3 or counts.shape[1:] != shape[1:] or counts.dtype.kind not in "uif":
                 raise self._wrong(f"{counts.name} is {describe(counts)}, not numbers (N, C, E) like {shape}")
-            if labels is not None and labels.shape != counts.shape:
+            if labels is not None and not _fits(labels, counts):
                 raise self._wrong(f"{labels.name} is {describe(labels)}, but {counts.name} is {describe(counts)}")
             self._require_counts(counts)
 
@@ -132,7 +156,7 @@ class StackedRecording(_Hdf5Recording):
         part = slice(start - first, min(stop - first, len(counts)))
         try:
             raw_NCE, raw_label_NCE = counts[part], label[part] if labels else None
-        except OSError as exc:
+        except _UNREADABLE as exc:
             raise self._wrong(f"{counts.name} cannot be read at frame {start}: {exc}") from exc
         return _block(run, start, raw_NCE, raw_label_NCE)
 
@@ -143,13 +167,17 @@ class StackedRecording(_Hdf5Recording):
         rows = np.unique(np.linspace(0, len(counts) - 1, _SAMPLE_FRAMES).astype(int)).tolist()
         try:
             raw_NCE = np.stack([counts[row] for row in rows])
-        except OSError:
+        except _UNREADABLE:
             return  # `read` says where
         if no_counts(raw_NCE).all():
             raise self._wrong(
                 f"none of {len(rows)} frames of {counts.name} holds counts, which are whole numbers from 0 up; "
                 "are they rates or labels?"
             )
+
+
+def _fits(labels: Any, counts: h5py.Dataset) -> bool:
+    return isinstance(labels, h5py.Dataset) and labels.shape == counts.shape and labels.dtype.kind in "uif"
 
 
 class ShotRecording(_Hdf5Recording):
@@ -177,14 +205,18 @@ class ShotRecording(_Hdf5Recording):
         return block
 
     def _shape(self, shot: h5py.Group) -> Any:
-        if "Ximg" in shot:
-            return shot["Ximg"].shape
-        return (len(shot["Xnedges"]), int(shot.attrs["nenergies"])) if {"Xnedges", "Xaddresses"} <= set(shot) else ()
+        if isinstance(image := shot.get("Ximg"), h5py.Dataset):
+            return image.shape
+        number, bins = shot.get("Xnedges"), shot.attrs.get("nenergies")
+        known = isinstance(number, h5py.Dataset) and "Xaddresses" in shot and np.ndim(bins) == 0 and bins is not None
+        return (_rows(number), int(bins)) if known else ()
 
     def _counted(self, shot: h5py.Group) -> npt.NDArray[Any]:
         """The hits of a shot without an image, counted."""
         begin_C, count_C = shot["Xaddresses"][()].astype(np.int64), shot["Xnedges"][()].astype(np.int64)
         energies = shot["Xhits"][()]
+        if ((count_C < 0) | (count_C > len(energies))).any():
+            raise ValueError(f"a channel of more hits than the {len(energies)} that there are")
         place_K = np.repeat(begin_C - np.cumsum(count_C) + count_C, count_C) + np.arange(count_C.sum())
         pairs = np.column_stack((np.repeat(np.arange(len(count_C)), count_C), energies[place_K]))
         counts_NCE, flags_N = dense_counts(
@@ -203,14 +235,16 @@ class ShotRecording(_Hdf5Recording):
         try:
             group = self._file[shot]
             hits = name == "Ximg" and name not in group and "Xhits" in group
-            image = self._counted(group) if hits else np.asarray(group[name][()])
-        except (KeyError, OSError, AttributeError, TypeError, ValueError, IndexError) as exc:
+            found: Any = self._counted(group) if hits else group[name]
+            # Its shape before its values: a damaged one may be larger than memory.
+            fits = found.shape == self.frame_shape and found.dtype.kind in "uif"
+            image = np.asarray(found[()]) if fits else None
+        except _UNREADABLE as exc:
             self._trouble.failed("%s: shot %s has no readable %s: %s", self._path, shot, name, exc)
             return None
-        if image.shape != self.frame_shape or image.dtype.kind not in "uif":
-            found = f"{image.dtype} {image.shape}"
-            self._trouble.failed("%s: %s of shot %s is %s, no image", self._path, name, shot, found)
-            return None
+        if image is None:
+            what = f"{found.dtype} {found.shape}"
+            self._trouble.failed("%s: %s of shot %s is %s, no image", self._path, name, shot, what)
         return image
 
     def _stack(self, images: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any]:
@@ -226,16 +260,15 @@ class HitListRecording(_Hdf5Recording):
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self._hits, self._offsets = file["hits"], file["offsets"]
-        shape = [int(size) for size in np.atleast_1d(self._hits.attrs.get("frame_shape", ()))]
-        if len(shape) != 2:
-            shape = [0, 0]
-        super().__init__(file, path, max(len(self._offsets) - 1, 0), (shape[0], shape[1]))
+        found = np.atleast_1d(self._hits.attrs.get("frame_shape", ()))
+        shape = [int(size) for size in found] if found.shape == (2,) and found.dtype.kind in "uif" else [0, 0]
+        super().__init__(file, path, max(_rows(self._offsets) - 1, 0), (shape[0], shape[1]))
         if min(shape) < 1:
             raise self._wrong("hits has no attribute frame_shape with channels and energy bins")
         try:
             flat_bins(self._hits[:1], self.frame_shape)
             ragged_counts(self._offsets[()], len(self._hits))
-        except (OSError, ValueError) as exc:
+        except _UNREADABLE as exc:
             raise self._wrong(str(exc)) from exc
 
     def read(self, run: int, start: int, stop: int, *, labels: bool) -> FrameBlock:
@@ -243,7 +276,7 @@ class HitListRecording(_Hdf5Recording):
         try:
             offset_N = self._offsets[start : stop + 1].astype(np.int64)
             bin_K = flat_bins(self._hits[offset_N[0] : offset_N[-1]], self.frame_shape)
-        except OSError as exc:
+        except _UNREADABLE as exc:
             raise self._wrong(f"hits cannot be read at frame {start}: {exc}") from exc
         counts_NCE, flags_N = dense_counts(bin_K, np.diff(offset_N), self.frame_shape)
         return FrameBlock(
