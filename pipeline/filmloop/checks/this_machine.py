@@ -6,9 +6,13 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filmloop.bootstrap import Site
+from filmloop.bundle import ONNX
 from filmloop.core.finding import Finding
+from filmloop.launching import chosen_model
 
 _MIN_FREE_BYTES = 2_000_000_000  # a few hundred shards, the registry's bundles, the logs
 _NEEDED = ("numpy", "pydantic", "torch", "zarr", "safetensors", "mlflow-skinny", "h5py", "onnx", "matplotlib")
@@ -55,15 +59,21 @@ def home(site: Site) -> Finding:
 
 
 def model(site: Site) -> Finding:
-    """The catalog has the model, and it takes frames of the site's shape."""
-    from filmloop_models.catalog import get
+    """The catalog has the model, it takes frames of the site's shape, and is what the loop asks of a network.
 
-    name = site.config.model.name
-    try:
-        module = get(name).module(site.config.frame_shape, site.config.model.hyper)
-    except ValueError as exc:
-        return Finding(item="model", state="fail", detail=str(exc), hint="Mend [model] or [frame] in the site file.")
+    Raises:
+        ConfigError: it is not.
+    """
+    from filmloop.training.export import export_onnx
+    from filmloop.training.load import build_module
+    from filmloop.training.trial import try_network
+
+    choice = chosen_model(site.config, site.config.frame_shape)
+    module = build_module(choice)
+    try_network(module, choice)
+    with TemporaryDirectory(prefix="filmloop-") as folder:
+        export_onnx(module, choice.frame_shape, Path(folder) / ONNX)
     parameters = sum(p.numel() for p in module.parameters())
     return Finding(
-        item="model", state="ok", detail=f"{name}: {parameters:,} parameters, frames {site.config.frame_shape}"
+        item="model", state="ok", detail=f"{choice.name}: {parameters:,} parameters, frames {choice.frame_shape}"
     )

@@ -37,7 +37,7 @@ from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, sha256_file
 from filmloop.training.data import TrainingData
 from filmloop.training.evaluate import evaluate_challenger, evaluate_others, rate_function
-from filmloop.training.export import export_onnx
+from filmloop.training.export import export_onnx, packed_weights
 from filmloop.training.holdout import Holdout
 from filmloop.training.progress import Progress
 from filmloop.training.ranks import Ranks
@@ -104,7 +104,7 @@ def make_bundle(
 
 
 def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> None:
-    (part / WEIGHTS).write_bytes(save({name: value.contiguous() for name, value in module.state_dict().items()}))
+    (part / WEIGHTS).write_bytes(packed_weights(module))
     golden = holdout[-GOLDEN_FRAMES:]
     rate_NCE = rate_function(module)(golden.counts_NCE.astype(np.float32))
     pair = {"counts_NCE": torch.from_numpy(golden.counts_NCE), "rate_NCE": torch.from_numpy(rate_NCE)}

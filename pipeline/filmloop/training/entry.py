@@ -97,12 +97,14 @@ def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float
     from filmloop.training.load import build_module, put_weights, verified_base
     from filmloop.training.ranks import joined_ranks
     from filmloop.training.trainer import train
+    from filmloop.training.trial import try_network
 
     with joined_ranks() as ranks:
         if not ranks.is_first:
             log.configure(level=logging.WARNING)
         torch.manual_seed(job.seed)
         module = build_module(job.model)
+        try_network(module, job.model)
         if job.base is not None:
             put_weights(module, verified_base(job.base, job.model))
         data = load_data(job, ranks.device)

@@ -54,6 +54,7 @@ PRELOAD = (
     "filmloop.training.plots",
     "filmloop.training.ranks",
     "filmloop.training.trainer",
+    "filmloop.training.trial",
     "filmloop_models.catalog",
     "filmloop_models.cookiebox.networks",
 )
