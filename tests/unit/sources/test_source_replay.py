@@ -151,9 +151,14 @@ def test_counts_that_are_no_counts_are_flagged_and_the_others_come(tmp_path: Pat
     assert "1 of 9 frames are damaged, the first is 7" in caplog.text
 
 
-def test_labels_that_are_not_finite_spoil_their_frame_where_labels_are_asked_for(tmp_path: Path) -> None:
-    labels = np.zeros((5, *SHAPE), np.float16)
-    labels[2, 1, 1] = np.nan
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("f2", np.nan), ("f2", -np.inf), ("f4", 65_505), ("f8", 1e300), ("i8", -70_000)]
+)
+def test_a_label_that_a_shard_cannot_hold_spoils_its_frame_alone_where_labels_are_asked_for(
+    tmp_path: Path, dtype: str, value: float
+) -> None:
+    labels = np.full((5, *SHAPE), 65_504, dtype)
+    labels[2, 1, 1] = value
     path = stacked(tmp_path / "x.h5", Ximg=np.zeros((5, *SHAPE), np.uint8), Ypdf=labels)
     assert collect(opened(path), 5)[0].flags_N.tolist() == [0] * 5
     assert collect(opened(path, use_labels=True), 5)[0].flags_N.tolist() == [0, 0, BAD, 0, 0]

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from filmloop.core.types import BAD, FrameBlock, clip_counts
 
+_LARGEST_LABEL = np.float32(np.finfo(np.float16).max)
+
 
 class Recording(Protocol):
     """Recorded frames of one or more runs, in order.
@@ -86,9 +88,11 @@ def no_counts(raw_NCE: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def checked_labels(raw_NCE: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Recorded labels as float32 (N, C, E), with `flags_N`: a frame whose label is not finite is `BAD`."""
-    label_NCE = raw_NCE.astype(np.float32)
-    return label_NCE, flagged(np.asarray((~np.isfinite(label_NCE)).any(axis=(1, 2))))
+    """Recorded labels as float32 (N, C, E), with `flags_N`: a frame whose label is no finite float16 is `BAD`."""
+    with np.errstate(over="ignore"):
+        label_NCE = raw_NCE.astype(np.float32)
+    # NaN compares false. A shard holds labels as float16, and would refuse a whole block for one frame.
+    return label_NCE, flagged(np.asarray((~(np.abs(label_NCE) <= _LARGEST_LABEL)).any(axis=(1, 2))))
 
 
 def flagged(bad_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
