@@ -74,7 +74,14 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
         config = load_site(path, overrides=overrides)
     if "globus" in (config.mover.kind, config.launcher.kind):
         forbid_core_dumps()  # the secrets are in the environment, which programs that are started here inherit
-    return Site(file=path, config=config, home=find_home(config, path))
+    home = find_home(config, path)
+    if any(place.exists() and not place.is_dir() for place in (home.root, *home.root.parents)):
+        raise ConfigError(
+            f"The state folder {home.root} cannot be made: a part of that path is no folder.",
+            hint="Set `home` in the site file, or FILMLOOP_HOME.",
+            ids={"path": str(home.root)},
+        )
+    return Site(file=path, config=config, home=home)
 
 
 def parse_sets(sets: Sequence[str]) -> dict[str, Any]:

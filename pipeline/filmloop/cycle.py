@@ -77,7 +77,10 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             login it stays open as long as it takes.
     """
     check_choice(chosen_model(parts.config, parts.frame_shape))
-    cycle = Cycle(parts, resumable(parts) or parts.ledger.start_cycle(), tell)
+    cut_off = resumable(parts)
+    cycle = Cycle(parts, cut_off or parts.ledger.start_cycle(), tell)
+    if cut_off is not None:
+        tell("cycle", f"going on with {cycle.id}, which was cut off")
     with log_context(cycle_id=cycle.id):
         try:
             return _steps(cycle, again)

@@ -159,10 +159,19 @@ CASES = {
     "hyper-parameter that the site check finds": Case(
         ("site", "check", "--set", "model.hyper.depth=2.5"), 2, "depth = 2.5", "[model]"
     ),
+    "registry of another kind": Case(("status", "--set", "registry.uri=ftp://x"), 2, "registry.uri", "config.md"),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),
 }
+
+
+def test_a_state_folder_that_cannot_be_one_is_refused_for_good(filmloop: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in (("status",), ("site", "check"), ("retrain",)):
+        error = filmloop(tmp_path / "file" / "home").json(*words, code=2)
+        assert "no folder" in error["message"]
+        assert "FILMLOOP_HOME" in error["hint"]
 
 
 @pytest.mark.parametrize("name", CASES)

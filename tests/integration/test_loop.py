@@ -90,6 +90,7 @@ def test_the_next_cycle_goes_on_from_the_champion_and_a_rollback_brings_it_back(
     second = site.json("retrain", "--no-edge", "--again", "--set", "training.hyper.max_steps=20")
     assert (second["base_version"], second["version"]) == ("1", "2")
     site.json("models", "promote", "2", "--why", "for the test")
+    assert "champion already: nothing was moved" in site.run("models", "promote", "2").stdout
     zoo = site.json("models", "zoo")
     assert (zoo["champion"], zoo["left_out"]) == ("2", {})
     assert {each["version"] for each in zoo["candidates"]} == {"1", "2"}

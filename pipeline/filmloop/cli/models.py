@@ -164,6 +164,9 @@ def promote(
         move = publish.promote(
             registry, ledger, version=wanted.version, expected=champion.version if champion else "", who=me(), why=why
         )
+    if champion is not None and champion.version == wanted.version and not json:
+        out.print(f"version {wanted.version} of {registry.model} is the champion already: nothing was moved")
+        return
     request_look(site.home)
     _report(move, json)
 

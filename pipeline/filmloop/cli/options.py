@@ -19,6 +19,10 @@ Sets = Annotated[
 ]
 Source = Annotated[
     str,
-    typer.Option("--source", help="Frames: simulator, or replay:FILE (CookieNetAE or CookieSimSlim HDF5, or shards)."),
+    typer.Option(
+        "--source",
+        help="Frames: simulator, replay:FILE (CookieNetAE or CookieSimSlim HDF5, or shards), zeromq:ADDRESS or "
+        "pvaccess:CHANNEL; more keys of [source] behind a ?.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; logs go to stderr.")]

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile, Source
-from filmloop.cli.output import Progress, out, print_json, print_table, set_up_logs
+from filmloop.cli.output import Progress, err, out, print_json, print_table, set_up_logs
 from filmloop.core.documents import CycleReport
 
 
@@ -36,8 +36,12 @@ def retrain(
     from filmloop.local_loop import retrain_once
 
     site = open_site(site_file, sets=sets or (), source=source)
-    with Progress() as tell:
-        report = retrain_once(site, again=again, force=force, with_edge=not no_edge, tell=tell)
+    try:
+        with Progress() as tell:
+            report = retrain_once(site, again=again, force=force, with_edge=not no_edge, tell=tell)
+    except KeyboardInterrupt:
+        err.print("interrupted: a training that has begun goes on; the next `filmloop retrain` takes this cycle up")
+        raise
     if json:
         print_json(report.as_json())
     else:

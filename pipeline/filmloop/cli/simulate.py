@@ -16,7 +16,9 @@ from filmloop.core.errors import ConfigError
 def simulate(
     target: Annotated[Path, typer.Argument(help="HDF5 file to write (Ximg counts, Ypdf truth, pulse parameters).")],
     frames: Annotated[int, typer.Option(help="Number of frames.", min=1)] = 2000,
-    first: Annotated[int, typer.Option(help="Number of the first frame: where on the drift schedule.", min=0)] = 0,
+    first: Annotated[
+        int, typer.Option(help="Number of the first frame: where on the drift schedule.", min=0, max=10**15)
+    ] = 0,
     site_file: SiteFile = None,
     sets: Sets = None,
     json: AsJson = False,

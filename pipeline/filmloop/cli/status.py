@@ -38,7 +38,7 @@ def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) 
 
 
 def history(
-    limit: Annotated[int, typer.Option(help="How many cycles.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="How many cycles.", min=1, max=1_000_000)] = 20,
     site_file: SiteFile = None,
     sets: Sets = None,
     json: AsJson = False,

@@ -186,7 +186,9 @@ class MlflowRegistry(Section):
     """An MLflow tracking server with its model registry."""
 
     kind: Literal["mlflow"] = Field("mlflow", description="an MLflow server")
-    uri: str = Field("", description="'' starts and finds a server of our own on this machine")
+    uri: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="'' starts and finds a server of our own on this machine"
+    )
     host: str = Field("127.0.0.1", description="where our own server listens")
     port: int = Field(0, ge=0, le=65535, description="0: the first free port from 5050 up, kept across restarts")
     experiment: str = Field("filmloop", description="experiment that holds the training runs")
