@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +176,41 @@ def test_what_nobody_foresaw_is_told_too(folder: Path, shard: ShardRef, monkeypa
     monkeypatch.setattr("filmloop.training.data.load_data", break_down)
     assert _run(small_job(folder, shard)) == 70
     assert "ZeroDivisionError" in _error(folder)["message"]
+
+
+def _run_in_a_process(job: TrainJob, *, address_space_bytes: int | None = None, **environ: str) -> int:
+    path = Path(job.output_dir) / "job.json"
+    job.write(path)
+
+    def limit() -> None:
+        if address_space_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+
+    argv = [sys.executable, "-m", "filmloop.training.entry", str(path)]
+    return subprocess.run(
+        argv, env={**os.environ, "OMP_NUM_THREADS": "1", **environ}, preexec_fn=limit, capture_output=True, timeout=200
+    ).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA takes more addresses than any limit that a batch passes")
+def test_a_batch_that_memory_does_not_hold_is_told_with_what_to_lower(folder: Path, shard: ShardRef) -> None:
+    # 200,000 frames of 2048 bytes, and those again as float32: more than it may have beside what this process has.
+    here_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    job = small_job(folder, shard, hyper={"batch_frames": 200_000})
+    assert _run_in_a_process(job, address_space_bytes=here_bytes + 1_000_000_000) == 6
+    error = _error(folder)
+    assert "not enough memory" in error["message"]
+    assert "batch_frames" in error["hint"]
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_compiled_names_the_key(folder: Path, tmp_path: Path, shard: ShardRef) -> None:
+    job = small_job(folder, shard, hyper={"max_steps": 3, "compile": True})
+    assert _run_in_a_process(job, CXX="/nowhere/c++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path)) == 2
+    error = _error(folder)
+    assert "compiler" in error["message"]
+    assert "training.hyper.compile" in error["hint"]
 
 
 def test_the_error_of_an_earlier_try_is_cleared(folder: Path, shard: ShardRef) -> None:
