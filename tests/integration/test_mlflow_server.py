@@ -131,6 +131,17 @@ def test_a_port_in_use_names_its_holder_and_the_key(home):
     assert "[registry] port" in caught.value.hint
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_while_the_server_comes_up_the_foreground_leaves_none_behind(home, number):
+    foreground = starter(home, "serve", free_port())
+    assert "Starting" in foreground.stdout.readline()
+    wait_for((home.registry / "server.json").exists)
+    foreground.send_signal(number)
+    out, problems = foreground.communicate(timeout=120)
+    assert foreground.returncode == 0, out + problems
+    assert not group_runs(record_of(home).pid)
+
+
 def test_the_port_of_a_server_that_is_still_dying_is_waited_for():
     held = socket.create_server(("127.0.0.1", free_port()))
     port = held.getsockname()[1]

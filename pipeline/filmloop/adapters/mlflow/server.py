@@ -115,15 +115,16 @@ def serve(home: Home, section: Section, *, announce: Announce) -> None:
     Raises:
         ConfigError, TransientError: as `ensure_server`, or the server ended by itself.
     """
-    uri = ensure_server(home, section, announce=announce)
-    record = _read(home)
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
+    # From here on, also while the server comes up: it has a session of its own, and would outlive this process.
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        uri = ensure_server(home, section, announce=announce)
+        record = _read(home)
         announce(f"MLflow registry at {uri} (log: {_log_file(home)}); Ctrl-C stops it.")
         while not asked and record is not None and _alive(record):
             time.sleep(0.2)
