@@ -142,6 +142,18 @@ def test_told_to_end_while_the_server_comes_up_the_foreground_leaves_none_behind
     assert not group_runs(record_of(home).pid)
 
 
+def test_a_host_that_is_not_here_is_refused_and_costs_no_server_that_runs(home):
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as running:
+        try:
+            write_record(home, pid=running.pid, start_ticks=start_ticks(running.pid))
+            with pytest.raises(ConfigError, match=r"nowhere\.invalid") as caught:
+                ensure_server(home, Section(host="nowhere.invalid", start_deadline_s=1))
+            assert "[registry] host" in caught.value.hint
+            assert running.poll() is None
+        finally:
+            running.kill()
+
+
 def test_the_port_of_a_server_that_is_still_dying_is_waited_for():
     held = socket.create_server(("127.0.0.1", free_port()))
     port = held.getsockname()[1]

@@ -32,7 +32,11 @@ def _own_server(host: str, port: int) -> Finding:
             hint="pip install -c constraints.txt -e '.[registry]', or name a server with [registry] uri.",
         )  # fmt: skip
     from filmloop.adapters.mlflow.processes import port_holder, port_is_free
+    from filmloop.adapters.mlflow.server import HOST_HINT
 
+    if not port_is_free(host, 0):
+        detail = f"no server can listen at {host!r} on this machine"
+        return Finding(item="registry", state="fail", detail=detail, hint=HOST_HINT)
     if port and not port_is_free(host, port):
         return Finding(
             item="registry", state="fail", detail=f"port {port} is in use by {port_holder(port) or 'another process'}",
