@@ -160,6 +160,7 @@ CASES = {
         ("site", "check", "--set", "model.hyper.depth=2.5"), 2, "depth = 2.5", "[model]"
     ),
     "registry of another kind": Case(("status", "--set", "registry.uri=ftp://x"), 2, "registry.uri", "config.md"),
+    "runtime that is not here": Case(("site", "check", "--set", "edge.runtime=cuda"), 2, "no CUDA device", "runtime"),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),

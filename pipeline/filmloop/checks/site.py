@@ -27,6 +27,7 @@ def check_site(site: Site, *, job: bool = False) -> Generator[Finding, None, Non
         ("packages", this_machine.packages),
         ("state folder", this_machine.home),
         ("model", this_machine.model),
+        ("runtime", this_machine.runtime),
         ("source", source.source),
     )
     mover, launcher = site.config.mover.kind, site.config.launcher.kind

@@ -77,3 +77,18 @@ def model(site: Site) -> Finding:
     return Finding(
         item="model", state="ok", detail=f"{choice.name}: {parameters:,} parameters, frames {choice.frame_shape}"
     )
+
+
+def runtime(site: Site) -> Finding:
+    """What runs the network at the edge is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from filmloop.edge.runtimes.make import require
+
+    name = site.config.edge.runtime
+    if name == "auto":
+        return Finding(item="runtime", state="ok", detail="auto: the edge measures what is here at its first start")
+    require(name)
+    return Finding(item="runtime", state="ok", detail=name)
