@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from filmloop.bootstrap import Site
+from filmloop.config.schema import MlflowRegistry
 from filmloop.core.errors import TransientError
 from filmloop.core.finding import Finding
 
@@ -20,24 +21,27 @@ def registry(site: Site) -> Finding:
     except TransientError as exc:
         if section.uri:
             return Finding(item="registry", state="fail", detail=exc.message, hint=exc.hint)
-        return _own_server(section.host, section.port)
+        return _own_server(section)
     return Finding(item="registry", state="ok", detail=f"{registry.url}: {len(versions)} versions")
 
 
-def _own_server(host: str, port: int) -> Finding:
-    """Our own server is not running; could it be started?"""
+def _own_server(section: MlflowRegistry) -> Finding:
+    """Our own server is not running; could it be started?
+
+    Raises:
+        ConfigError: not at that host.
+    """
     if importlib.util.find_spec("mlflow") is None or importlib.util.find_spec("mlflow.server") is None:
         return Finding(
             item="registry", state="fail", detail="the MLflow server is not installed here",
             hint="pip install -c constraints.txt -e '.[registry]', or name a server with [registry] uri.",
         )  # fmt: skip
     from filmloop.adapters.mlflow.processes import port_holder, port_is_free
-    from filmloop.adapters.mlflow.server import HOST_HINT
+    from filmloop.adapters.mlflow.server import require_host
 
-    if not port_is_free(host, 0):
-        detail = f"no server can listen at {host!r} on this machine"
-        return Finding(item="registry", state="fail", detail=detail, hint=HOST_HINT)
-    if port and not port_is_free(host, port):
+    require_host(section)
+    port = section.port
+    if port and not port_is_free(section.host, port):
         return Finding(
             item="registry", state="fail", detail=f"port {port} is in use by {port_holder(port) or 'another process'}",
             hint="Set [registry] port to a free one, or to 0.",

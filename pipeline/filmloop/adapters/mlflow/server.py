@@ -30,7 +30,6 @@ from filmloop.core.errors import ConfigError, DataError, TransientError
 from filmloop.core.fsio import disk_errors, try_lock
 from filmloop.core.retry import wait_until
 
-HOST_HINT = "Set [registry] host to a name or an address of this machine; 127.0.0.1 is reached from here alone."
 FIRST_PORT, LAST_PORT = 5050, 5149
 """Searched if the site names no port. 5000, MLflow's own default, is often taken."""
 
@@ -95,6 +94,20 @@ def ensure_server(home: Home, section: Section, *, announce: Announce = lambda l
     )
 
 
+def require_host(section: Section) -> None:
+    """See that a server can listen where the site says: a name that means nothing here must not cost the one that runs.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not port_is_free(section.host, 0):
+        raise ConfigError(
+            f"No server can listen at {section.host!r} on this machine.",
+            hint="Set [registry] host to a name or an address of this machine; 127.0.0.1 is reached from here alone.",
+            ids={"host": section.host},
+        )
+
+
 def stop_server(home: Home) -> bool:
     """End this home's server and everything it started; False if none ran.
 
@@ -141,7 +154,7 @@ def serve(home: Home, section: Section, *, announce: Announce) -> None:
 
 def _start(home: Home, section: Section, announce: Announce) -> str:
     _need_mlflow()
-    _need_host(section)
+    require_host(section)
     last = _read(home)
     if last is not None and last.group.members():
         if _alive(last) and _came_up(section, last, min(30.0, section.start_deadline_s)):
@@ -298,14 +311,6 @@ def _need_mlflow() -> None:
             "The MLflow server is not installed here.",
             hint="pip install 'filmloop[registry]', or name a server as `[registry] uri` in the site file.",
         ) from exc
-
-
-def _need_host(section: Section) -> None:
-    """A name that means nothing here must not cost the server that runs."""
-    if not port_is_free(section.host, 0):
-        raise ConfigError(
-            f"No server can listen at {section.host!r} on this machine.", hint=HOST_HINT, ids={"host": section.host}
-        )
 
 
 def _read(home: Home) -> ServerRecord | None:
