@@ -21,15 +21,14 @@ from types import FrameType
 from filmloop.bundle import METRICS, RESULT, verify_bundle
 from filmloop.core import log
 from filmloop.core.documents import TrainJob
-from filmloop.core.errors import ConfigError, FilmloopError, TrainingError, TransientError
+from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.fsio import disk_errors, try_lock
-from filmloop.training.failure import forget_earlier_error, leave_error
+from filmloop.training.failure import explained, forget_earlier_error, leave_error
 
 BUNDLE = "bundle"
 LOCK = ".lock"
 USAGE_EXIT = 2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NO_MEMORY = ("out of memory", "can't allocate memory")  # torch's words on GPUs and on CPUs
 _log = logging.getLogger("filmloop.training.entry")  # __name__ is __main__ under torchrun
 
 
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> int:
             return _fail(folder, exc)
         except Exception as exc:
             traceback.print_exc()
-            return _fail(folder, _explained(exc))
+            return _fail(folder, explained(exc))
 
 
 def _run(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float) -> int:
@@ -143,26 +142,6 @@ def _fail(folder: Path, error: FilmloopError) -> int:
     with suppress(FilmloopError):
         leave_error(folder, error)
     return error.exit_code
-
-
-def _explained(exc: Exception) -> FilmloopError:
-    first_line = str(exc).partition("\n")[0]
-    if isinstance(exc, MemoryError) or any(word in first_line for word in _NO_MEMORY):
-        return TrainingError(
-            f"There is not enough memory for this training: {first_line}",
-            hint="Lower training.hyper.batch_frames or training.hyper.loader_mb, or make the network smaller.",
-        )
-    if type(exc).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return ConfigError(
-            f"torch.compile cannot compile the network here: {first_line}",
-            hint="Set training.hyper.compile = false, or install a C++ compiler where the training runs.",
-        )
-    if "gloo" in str(exc).lower() or "nccl" in str(exc).lower() or type(exc).__module__.startswith("torch.distributed"):
-        return TransientError(
-            f"The ranks lost each other: {first_line}",
-            hint="Start the same job again: it goes on from its checkpoint. The log says which rank ended first.",
-        )
-    return FilmloopError(f"{type(exc).__name__}: {exc}", hint="This is a bug; the traceback is in the job's log.")
 
 
 def _die_with_torchrun() -> None:

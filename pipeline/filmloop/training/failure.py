@@ -1,4 +1,4 @@
-"""`error.json` in the run folder: of all that the ranks of one start have to say, what tells most.
+"""What made a rank fail, in words; and `error.json` in the run folder: of all that the ranks of one start have to say, what tells most.
 
 Every rank may write at any moment, so nothing is read and then overwritten: a document is taken away by renaming it,
 which only one rank can do, and the better of it and one's own is put back under a name that must be free.
@@ -11,11 +11,33 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from filmloop.core.errors import DataError, FilmloopError
+from filmloop.core.errors import ConfigError, DataError, FilmloopError, TrainingError, TransientError
 from filmloop.core.fsio import create_json, disk_errors, read_json
 
 ERROR = "error.json"
 _START = "start"
+_NO_MEMORY = ("out of memory", "can't allocate memory")  # torch's words on GPUs and on CPUs
+
+
+def explained(exc: Exception) -> FilmloopError:
+    """The error of our own tree for what torch or Python raised."""
+    first_line = str(exc).partition("\n")[0]
+    if isinstance(exc, MemoryError) or any(word in first_line for word in _NO_MEMORY):
+        return TrainingError(
+            f"There is not enough memory for this training: {first_line}",
+            hint="Lower training.hyper.batch_frames or training.hyper.loader_mb, or make the network smaller.",
+        )
+    if type(exc).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return ConfigError(
+            f"torch.compile cannot compile the network here: {first_line}",
+            hint="Set training.hyper.compile = false, or install a C++ compiler where the training runs.",
+        )
+    if "gloo" in str(exc).lower() or "nccl" in str(exc).lower() or type(exc).__module__.startswith("torch.distributed"):
+        return TransientError(
+            f"The ranks lost each other: {first_line}",
+            hint="Start the same job again: it goes on from its checkpoint. The log says which rank ended first.",
+        )
+    return FilmloopError(f"{type(exc).__name__}: {exc}", hint="This is a bug; the traceback is in the job's log.")
 
 
 def leave_error(folder: Path, error: FilmloopError) -> None:
