@@ -156,8 +156,7 @@ def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     """Fresh shards and older ones. From here on retention leaves the chosen ones alone. Asks the ledger and the disk alone."""
     parts, training = cycle.parts, cycle.parts.config.training
     states = parts.ledger.shard_states()
-    labelled = training.hyper.labelled
-    shards = usable_shards(parts.home.stage, parts.stream, parts.frame_shape, states, labelled=labelled)
+    shards = usable_shards(parts.home.stage, parts.stream, parts.config, states)
     new = [shard for shard in shards if again or is_fresh(shard, states)]
     older = newest([shard for shard in shards if shard not in new], training.replay_frames)
     # Held before they are read: reading takes seconds, in which retention would remove the oldest.
@@ -165,8 +164,9 @@ def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     fresh, replay = _whole(cycle, newest(new, training.max_fresh_frames)), _whole(cycle, older)
     frames = frames_of(fresh)
     if frames < training.min_frames:
+        fresh_ones = "fresh labelled frames" if training.hyper.labelled else "fresh frames"
         reason = (
-            f"Nothing to train on yet: {frames:,} fresh{' labelled' if labelled else ''} frames in stream {parts.stream!r}, a cycle wants "
+            f"Nothing to train on yet: {frames:,} {fresh_ones} in stream {parts.stream!r}, a cycle wants "
             f"{training.min_frames:,}. {frames_of(shards):,} frames are staged in all{_dark(parts)}."
         )
         return {"too_few": reason, "frames": frames}

@@ -28,7 +28,7 @@ from filmloop.cycle import run_cycle
 from filmloop.drift.policy import why_not
 from filmloop.drift.report import DriftReport
 from filmloop.edge.spawn import EdgeProcess
-from filmloop.edge.status import is_alive, read_status
+from filmloop.edge.status import EdgeStatus, is_alive, read_status
 from filmloop.launching import chosen_model
 from filmloop.ledger import Ledger
 from filmloop.ports.registry import CHAMPION, Registry
@@ -155,10 +155,7 @@ def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, aga
             return
         status = read_status(site.home)
         have = fresh_frames(site, ledger, again=again) + (status.frames_open if status else 0)
-        over = status is not None and (
-            status.state == "drained" or (status.drift is not None and status.drift.beam_off)
-        )
-        if have >= wanted or over:
+        if have >= wanted or (status is not None and _brings_no_more(status)):
             return
         if time.monotonic() > end_s:
             trouble = status.last_problem if status and status.last_problem else "no problem reported"
@@ -170,9 +167,13 @@ def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, aga
         time.sleep(0.2)
 
 
+def _brings_no_more(status: EdgeStatus) -> bool:
+    """Whether waiting is in vain: the data are at their end, or there is no beam."""
+    return status.state == "drained" or (status.drift is not None and status.drift.beam_off)
+
+
 def fresh_frames(site: Site, ledger: Ledger, *, again: bool = False) -> int:
     """Frames that a cycle could train on now."""
     states = ledger.shard_states()
-    labelled = site.config.training.hyper.labelled
-    shards = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states, labelled=labelled)
+    shards = usable_shards(site.home.stage, site.stream, site.config, states)
     return frames_of([shard for shard in shards if again or is_fresh(shard, states)])

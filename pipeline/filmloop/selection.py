@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from filmloop.config.schema import SiteConfig
 from filmloop.ledger import DAMAGED, TRAINED
 from filmloop.staging.catalog import SealedShard, sealed_shards
 
 
-def usable_shards(
-    stage: Path, stream: str, frame_shape: tuple[int, int], states: Mapping[str, str], *, labelled: bool
-) -> list[SealedShard]:
-    """Sealed shards of the stream that can be trained on, oldest first.
+def usable_shards(stage: Path, stream: str, config: SiteConfig, states: Mapping[str, str]) -> list[SealedShard]:
+    """Sealed shards of the stream that the site can train on, oldest first.
 
     Left out are those with frames of another shape, those that were set aside as damaged, those without labels where
-    training is `labelled`, and dark ones: a version that was trained and judged on dark frames alone would be promoted
+    training needs some, and dark ones: a version that was trained and judged on dark frames alone would be promoted
     for what it makes of darkness.
     """
+    labelled = config.training.hyper.labelled
     return [
         shard
         for shard in sealed_shards(stage, stream)
-        if shard.manifest.frame_shape == frame_shape
+        if shard.manifest.frame_shape == config.frame_shape
         and states.get(shard.shard_id) != DAMAGED
         and (shard.manifest.labelled or not labelled)
         and not shard.manifest.is_dark

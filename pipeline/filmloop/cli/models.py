@@ -68,8 +68,7 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
     registry = open_registry(site, start=True)
     with open_ledger(site, read_only=True) as ledger, tempfile.TemporaryDirectory(prefix="filmloop-zoo-") as folder:
         states = ledger.shard_states()
-        labelled = site.config.training.hyper.labelled
-        shards = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states, labelled=labelled)
+        shards = usable_shards(site.home.stage, site.stream, site.config, states)
         if not shards:
             raise DataError(
                 f"No frame of stream {site.stream!r} is staged, so there is nothing to score on.",

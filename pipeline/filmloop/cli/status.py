@@ -93,8 +93,7 @@ def _shards(site: Site, ledger: Ledger) -> dict[str, Any]:
 
     states = ledger.shard_states()
     shards = [shard.manifest for shard in sealed_shards(site.home.stage)]
-    labelled = site.config.training.hyper.labelled
-    fresh = usable_shards(site.home.stage, site.stream, site.config.frame_shape, states, labelled=labelled)
+    fresh = usable_shards(site.home.stage, site.stream, site.config, states)
     fresh = [shard for shard in fresh if is_fresh(shard, states)]
     return {
         "sealed": len(shards),
