@@ -1,11 +1,15 @@
-"""The public sample recordings."""
+"""The public sample recordings, and wires to send over."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rigs.wire import Wire
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,16 @@ def sample_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"FILMLOOP_DATA not found: {folder}")
     return folder
+
+
+@pytest.fixture
+def wires(tmp_path: Path) -> Iterator[Any]:
+    made: list[Wire] = []
+
+    def make(**keys: object) -> Wire:
+        made.append(Wire(tmp_path, **keys))
+        return made[-1]
+
+    yield make
+    for wire in made:
+        wire.close()
