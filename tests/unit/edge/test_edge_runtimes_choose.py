@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from filmloop.core.errors import ConfigError, VerificationError
 from filmloop.edge.runtimes import choose as choosing
 from filmloop.edge.runtimes.candidates import Candidates
 from filmloop.edge.runtimes.choose import RuntimeChoice, choose, runtime_for
-from filmloop.edge.runtimes.make import NAMES, make_runtime
+from filmloop.edge.runtimes.make import NAMES, is_emulated, make_runtime
 from filmloop.testing.models import make_model_bundle
 
 from .conftest import SHAPE
@@ -40,12 +41,22 @@ def test_the_fastest_of_what_is_here_and_exact_enough_is_chosen_once(bundle, oth
     assert runtime.name == choice.name == max(choice.frames_per_s, key=choice.frames_per_s.get)
     assert runtime.batch_frames == choice.batch_frames <= 32
     assert {*choice.frames_per_s, *choice.dropped} == set(NAMES)
-    assert {"openvino-f32", "openvino-bf16"} <= set(choice.frames_per_s)
-    assert choice.relative_rms["openvino-bf16"] < 0.05
+    assert {"openvino-f32", "openvino-int8"} <= set(choice.frames_per_s)
+    assert choice.relative_rms["openvino-int8"] < 0.05
     assert RuntimeChoice.read(cache) == choice
     no_measuring()
     again, kept = runtime_for(candidates(other_bundle, version="2"), cache)
     assert (again.name, again.version, kept) == (choice.name, "2", choice)
+
+
+def test_a_precision_that_this_machine_only_emulates_is_not_measured(bundle, tmp_path):
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    has_units = any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert"))
+    assert is_emulated("openvino-bf16") is not has_units
+    assert not is_emulated("openvino-int8")
+    _, choice = runtime_for(candidates(bundle), tmp_path / "runtime.json")
+    assert ("openvino-bf16" in choice.frames_per_s) is has_units
+    assert has_units or "no units" in choice.dropped["openvino-bf16"]
 
 
 @pytest.mark.parametrize("changed", [{"threads": 2}, {"latency_budget_ms": 5.0}, {"batch_frames": 16}])
@@ -76,7 +87,7 @@ def test_a_kept_choice_that_does_not_meet_new_weights_is_made_anew(bundle, tmp_p
     cache = tmp_path / "runtime.json"
     plain = make_model_bundle(tmp_path / "plain", frame_shape=SHAPE)
     kept = RuntimeChoice(
-        name="openvino-bf16",
+        name="openvino-f32",
         batch_frames=8,
         reason="",
         frames_per_s={},
@@ -87,7 +98,7 @@ def test_a_kept_choice_that_does_not_meet_new_weights_is_made_anew(bundle, tmp_p
     kept.write(cache)
     runtime, choice = runtime_for(candidates(plain), cache)
     assert runtime.name == choice.name == "torch"
-    assert "no model.onnx" in choice.dropped["openvino-bf16"]
+    assert "no model.onnx" in choice.dropped["openvino-f32"]
 
 
 def test_a_package_that_is_missing_is_no_candidate_and_named_it_is_a_configuration_error(bundle, monkeypatch):

@@ -18,7 +18,7 @@ from filmloop.core.documents import Document
 from filmloop.core.errors import ConfigError, DataError, VerificationError
 from filmloop.edge.runtimes.candidates import PROBE_FRAMES, Candidates
 from filmloop.edge.runtimes.checks import check_bright
-from filmloop.edge.runtimes.make import batch_of
+from filmloop.edge.runtimes.make import batch_of, is_emulated
 from filmloop.edge.runtimes.measure import batch_s, frames_per_s
 from filmloop.ports.runtime import InferenceRuntime
 from filmloop_models import catalog
@@ -118,7 +118,7 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
 
 
 class _TooSlowError(Exception):
-    """A small batch shows that it cannot be the fastest."""
+    """It cannot be the fastest: a small batch shows that, or the machine lacks its units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +137,8 @@ def _measured(candidates: Candidates, name: str, best: _Measured | None) -> _Mea
     Raises:
         _TooSlowError: it will not be faster than `best`.
     """
+    if is_emulated(name):
+        raise _TooSlowError("this machine has no units for its precision: thirty times slower than float32")
     counts_NCE, _ = load_golden(candidates.bundle)
     budget_s = candidates.edge.latency_budget_ms / 2e3
     if name == "openvino-int8":

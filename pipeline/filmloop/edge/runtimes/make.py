@@ -107,6 +107,15 @@ def make_runtime(
     return made
 
 
+def is_emulated(name: str) -> bool:
+    """Whether this machine has no units for the precision of a runtime that it has.
+
+    Raises:
+        ConfigError: it does not have the runtime.
+    """
+    return name == "openvino-bf16" and not require(name).has_bfloat16()
+
+
 def require(name: str) -> ModuleType:
     """The module of a runtime, imported.
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from filmloop.edge.runtimes.graph import rewrite, with_bytes_in, with_heads
-from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, brightened, in_batches, phase_of
-from filmloop.edge.runtimes.quantise import quantiser
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, in_batches, phase_of
+from filmloop.edge.runtimes.quantise import Quantiser, bytes_to_products, hits_of
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
 
@@ -34,6 +33,8 @@ _SIZES = (16, 64, 256)
 _SAMPLE_FRAMES = 64
 """Frames of one `infer`: it is for samples and golden pairs."""
 _MOST_LANES = 8
+_FEW = 4
+"""Up to every fourth frame of a batch is inferred twice if the integers' ranges are not for it; if more are, all are once."""
 _KEPT_BATCHES = 2
 """A result is the caller's until so many later batches are finished."""
 
@@ -83,8 +84,8 @@ class OpenVinoRuntime:
         batch_frames: Most frames of one `start` while the edge keeps up; a backlog comes in several of these at once.
         sort_key: Of the model.
         threads: CPU threads: as many streams of one thread each.
-        calibration_NCE: Counts by which `openvino-int8` finds its ranges; counts scaled to float32 are no whole numbers
-            and run in bfloat16.
+        calibration_NCE: Counts by which `openvino-int8` finds its ranges. Frames that are brighter than those ranges are
+            for, and counts scaled to float32, which are no whole numbers, run without integers.
 
     Attributes:
         lanes: As many batches as keep every stream busy while another is prepared.
@@ -107,7 +108,7 @@ class OpenVinoRuntime:
         self._model, self._shape, self._sort_key = core().read_model(path), frame_shape, sort_key
         self._weights_EK = None if sort_key is None else sort_key.weights(frame_shape[1])
         self._options = {
-            "INFERENCE_PRECISION_HINT": "f32" if name == "openvino-f32" else "bf16",
+            "INFERENCE_PRECISION_HINT": _precision(name),
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,
         }
@@ -116,11 +117,9 @@ class OpenVinoRuntime:
         self._sample = min(_SAMPLE_FRAMES, self._part)
         parts = -(-batch_frames // self._part)
         self.lanes = min(_MOST_LANES, max(2, -(-2 * threads // parts)))
-        self._quantise: Callable[[ov.Model], None] | None = None
+        self._quantise: Quantiser | None = None
         if calibration_NCE is not None and name == "openvino-int8":
-            # The beam may become brighter than it was when the weights were trained.
-            frames_NCE = np.concatenate([calibration_NCE, brightened(calibration_NCE, 2)])
-            self._quantise = quantiser(self._rewritten(len(frames_NCE)), frames_NCE, core())
+            self._quantise = Quantiser(self._rewritten(len(calibration_NCE)), calibration_NCE, core())
         self._bases: dict[int, ov.Model] = {}
         self._nets: dict[tuple[_Kind, int], _Net] = {}
         self._under_way: deque[Later] = deque()
@@ -128,6 +127,7 @@ class OpenVinoRuntime:
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
         # Not one of those above: a sample comes in many parts while batches are under way that still need theirs.
         self._sample_slot = _Slot(self._shapes(self._sample))
+        self._again_slot = _Slot(self._shapes(self._sizes[0]))
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
@@ -153,6 +153,7 @@ class OpenVinoRuntime:
             time.sleep(_BREATH_S)
         self._slots.clear()
         self._sample_slot.arrays.clear()
+        self._again_slot.arrays.clear()
         self._bases.clear()
 
     def _rates(self, counts_NCE: Counts) -> Floats:
@@ -166,14 +167,25 @@ class OpenVinoRuntime:
     def _start(self, counts_NCE: Counts, kind: _Kind, slot: _Slot) -> Later:
         while len(self._under_way) >= self.lanes:
             self._under_way.popleft().result()
+        bright_N, part, sizes = self._too_bright(counts_NCE, kind), self._part, self._sizes
+        if _FEW * len(bright_N) > len(counts_NCE):
+            counts_NCE, kind, bright_N = counts_NCE.astype(np.float32), _without_integers(kind), bright_N[:0]
+            part = self._part if len(counts_NCE) >= self._part else self._sizes[0]
+            sizes = [part]
         running = []
-        for first in range(0, len(counts_NCE), self._part):
-            part_NCE = counts_NCE[first : first + self._part]
-            net = self._net(kind, next(size for size in self._sizes if size >= len(part_NCE)))
+        for first in range(0, len(counts_NCE), part):
+            part_NCE = counts_NCE[first : first + part]
+            net = self._net(kind, next(size for size in sizes if size >= len(part_NCE)))
             given_NCE = _filled(part_NCE, net.frames)
             running.append((net, self._run(net, kind, given_NCE, slot, first), given_NCE))
-        # The lambda keeps the counts alive, whose memory the requests share.
-        pending = Later(lambda batch: self._finish(batch, running, slot, len(counts_NCE), kind))
+
+        def finish(batch: Later) -> Inferred:
+            # Keeps the counts alive, whose memory the requests share.
+            self._wait_for(batch, running)
+            self._infer_again(bright_N, counts_NCE, kind, slot)
+            return self._inferred(slot, len(counts_NCE), kind)
+
+        pending = Later(finish)
         self._under_way.append(pending)
         return pending
 
@@ -188,19 +200,14 @@ class OpenVinoRuntime:
         request.start_async()
         return request
 
-    def _finish(
-        self,
-        batch: Later,
-        running: list[tuple[_Net, ov.InferRequest, Counts]],
-        slot: _Slot,
-        frames: int,
-        kind: _Kind,
-    ) -> Inferred:
+    def _wait_for(self, batch: Later, running: list[tuple[_Net, ov.InferRequest, Counts]]) -> None:
         for net, request, _ in running:
             request.wait()
             net.free.append(request)
         if batch in self._under_way:
             self._under_way.remove(batch)
+
+    def _inferred(self, slot: _Slot, frames: int, kind: _Kind) -> Inferred:
         channels, moment_NCK = self._shape[0], None
         if self._weights_EK is not None:
             moment_NCK = slot["moments"][: frames * channels].reshape(frames, channels, -1)
@@ -209,6 +216,25 @@ class OpenVinoRuntime:
             rate_NCE=slot["rates"][:frames] if kind.dense else None,
             surprise_N=slot["surprise"][:frames, 0] if kind.surprise else None,
         )
+
+    def _too_bright(self, counts_NCE: Counts, kind: _Kind) -> npt.NDArray[np.intp]:
+        """Numbers of the frames that the integers' ranges are not for."""
+        if self._quantise is None or kind.scaled:
+            return np.empty(0, np.intp)
+        return np.flatnonzero(hits_of(cast("npt.NDArray[np.uint8]", counts_NCE)) > self._quantise.most_hits)
+
+    def _infer_again(self, bright_N: npt.NDArray[np.intp], counts_NCE: Counts, kind: _Kind, slot: _Slot) -> None:
+        """Put in the slot what these few frames give without integers."""
+        exact, size = _without_integers(kind), self._sizes[0]
+        for first in range(0, len(bright_N), size):
+            part_N = bright_N[first : first + size]
+            net, given_NCE = self._net(exact, size), _filled(counts_NCE[part_N].astype(np.float32), size)
+            request = self._run(net, exact, given_NCE, self._again_slot, 0)
+            request.wait()
+            net.free.append(request)
+            for name, rows in self._outputs(kind):
+                by_frame, again = (_by_frame(each[name], rows) for each in (slot, self._again_slot))
+                by_frame[part_N] = again[: len(part_N)]
 
     def _outputs(self, kind: _Kind) -> list[tuple[str, int]]:
         """Outputs in order, each with its rows per frame."""
@@ -228,12 +254,17 @@ class OpenVinoRuntime:
             if frames not in self._bases:
                 self._bases[frames] = self._rewritten(frames)
             model = self._bases[frames].clone()
-            if self._quantise is not None and not kind.scaled:
-                self._quantise(model)
+            quantise = None if kind.scaled else self._quantise
+            if quantise is not None:
+                quantise(model)
             # A graph without an output does not exist: a model without a key gives its rates.
             dense = kind.dense or (self._weights_EK is None and not kind.surprise)
             model = with_heads(model, self._weights_EK, dense=dense, surprise=kind.surprise)
             model = model if kind.scaled else with_bytes_in(model)
+            if quantise is not None:
+                bytes_to_products(model)
+                for size in (self._sizes[0], self._part):
+                    self._net(_without_integers(kind), size)  # not when the first bright frame comes
             self._nets[kind, frames] = _Net(core().compile_model(model, "CPU", self._options), frames)
         return self._nets[kind, frames]
 
@@ -248,6 +279,25 @@ class OpenVinoRuntime:
 def core() -> ov.Core:
     """The one of this process."""
     return ov.Core()
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16; others emulate it, thirty times slower."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _precision(name: str) -> str:
+    """What is no integer."""
+    return "bf16" if name == "openvino-bf16" or (name == "openvino-int8" and has_bfloat16()) else "f32"
+
+
+def _by_frame(rows: Floats, rows_per_frame: int) -> Floats:
+    """The same memory, a line for each frame."""
+    return rows.reshape(len(rows) // rows_per_frame, -1)
+
+
+def _without_integers(kind: _Kind) -> _Kind:
+    return kind._replace(scaled=True)
 
 
 def _filled(counts_NCE: Counts, frames: int) -> Counts:
