@@ -1,7 +1,7 @@
 """Makes the result bundle: evaluation, weights, golden pair, ONNX file, plots, and last of all the result document.
 
-With two ranks or more the last one scores champion and baselines while the first one scores the challenger, exports and
-plots; the first one publishes the folder.
+With two ranks or more the last one scores the champion and plots how training went, while the first one scores the
+challenger and exports it; the first one publishes the folder. The baselines were scored during training.
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
@@ -11,6 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from filmloop.bundle import (
 from filmloop.core.documents import EvaluationReport, TrainJob, TrainResult
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, sha256_file
 from filmloop.training.data import TrainingData
-from filmloop.training.evaluate import evaluate_challenger, evaluate_others, rate_function
+from filmloop.training.evaluate import evaluate_challenger, evaluate_champion, rate_function
 from filmloop.training.export import export_onnx, packed_weights
 from filmloop.training.holdout import Holdout
 from filmloop.training.progress import Progress
@@ -53,6 +54,7 @@ def make_bundle(
     progress: Progress,
     ranks: Ranks,
     *,
+    baselines: Future[dict[str, EvaluationReport]] | None,
     metrics: Path,
     target: Path,
     started_s: float,
@@ -65,6 +67,7 @@ def make_bundle(
         data: What it was trained on, and the frames to score it on.
         progress: How training went.
         ranks: Who helps.
+        baselines: What `evaluate_baselines` makes of the data, on the last rank.
         metrics: The lines that training wrote.
         target: The bundle's folder; one that is there is replaced.
         started_s: Monotonic time at which this process began.
@@ -82,17 +85,21 @@ def make_bundle(
     if ranks.is_first:
         with disk_errors(part):
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            (part / PLOTS).mkdir(parents=True)
+            shutil.copyfile(metrics, part / METRICS)
     ranks.sum(0.0)  # the folder is there
     if ranks.is_last:
-        Evaluation(reports=evaluate_others(job, data, device, start_N)).write(part / EVALUATION)
+        assert baselines is not None
+        others = {**evaluate_champion(job, data, device, start_N), **baselines.result()}
+        Evaluation(reports=others).write(part / EVALUATION)
+        with disk_errors(part):
+            _plot_training(part)
     if ranks.is_first:
         challenger = evaluate_challenger(module, data.holdout, best_N)
         job.write(part / JOB)
         with disk_errors(part):
-            shutil.copyfile(metrics, part / METRICS)
             _export(module.cpu().eval(), job, data.holdout, part)
-            _plot(part)
+            _plot_frame(part)
     ranks.sum(0.0)  # the reports are there
     if ranks.is_first:
         reports = {**challenger, **load_evaluation(part).reports}
@@ -112,13 +119,17 @@ def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> N
     export_onnx(module, job.model.frame_shape, part / ONNX)
 
 
-def _plot(part: Path) -> None:
-    from filmloop.training import plots  # matplotlib takes 0.4 s to import, and only this process plots
+def _plot_training(part: Path) -> None:
+    from filmloop.training import plots  # matplotlib takes 0.4 s to import, and only here is something plotted
+
+    plots.plot_training(part / PLOTS / "training.png", part / METRICS)
+
+
+def _plot_frame(part: Path) -> None:
+    from filmloop.training import plots
 
     counts_NCE, rate_NCE = load_golden(part)
     fullest = int(counts_NCE.sum(axis=(1, 2)).argmax())
-    (part / PLOTS).mkdir()
-    plots.plot_training(part / PLOTS / "training.png", part / METRICS)
     plots.plot_frame(part / PLOTS / "frame.png", counts_NCE[fullest], rate_NCE[fullest])
 
 

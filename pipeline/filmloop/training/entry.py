@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -94,12 +95,13 @@ def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float
 
     from filmloop.training.bundle_out import make_bundle
     from filmloop.training.data import load_data
+    from filmloop.training.evaluate import evaluate_baselines
     from filmloop.training.load import build_module, put_weights, verified_base
     from filmloop.training.ranks import joined_ranks
     from filmloop.training.trainer import train
     from filmloop.training.trial import try_network
 
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, ThreadPoolExecutor(1, "baselines") as beside:
         if not ranks.is_first:
             log.configure(level=logging.WARNING)
         torch.manual_seed(job.seed)
@@ -109,6 +111,8 @@ def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float
             put_weights(module, verified_base(job.base, job.model))
         data = load_data(job, ranks.device)
         _log.info("%d frames to train on, %d held out", data.frames, len(data.holdout))
+        # A second of one core, within the minute that the network trains.
+        baselines = beside.submit(evaluate_baselines, data) if ranks.is_last else None
         progress = train(job, module, data, ranks, folder=folder, told_to_stop=told_to_stop, started_s=started_s)
         _log.info("%s after %d steps, %.1f s", progress.status, progress.step, progress.elapsed_s)
         make_bundle(
@@ -117,6 +121,7 @@ def _train(job: TrainJob, folder: Path, told_to_stop: StopFlag, started_s: float
             data,
             progress,
             ranks,
+            baselines=baselines,
             metrics=folder / METRICS,
             target=folder / BUNDLE,
             started_s=started_s,

@@ -81,14 +81,26 @@ def evaluate_challenger(
     return {"challenger": evaluate(rate_of, holdout, "challenger")}
 
 
-def evaluate_others(
+def evaluate_baselines(data: TrainingData) -> dict[str, EvaluationReport]:
+    """Reports of gaussian and zero: NumPy alone, and nothing of the training, so a thread may make them meanwhile.
+
+    Raises:
+        TrainingError: a score is not finite.
+    """
+    return {
+        "gaussian": evaluate(tuned_gaussian(data.sample_NCE, data.holdout), data.holdout, "gaussian"),
+        "zero": evaluate(constant_rate(data.sample_NCE), data.holdout, "zero"),
+    }
+
+
+def evaluate_champion(
     job: TrainJob, data: TrainingData, device: torch.device, start_N: Tensor | None = None
 ) -> dict[str, EvaluationReport]:
-    """Reports of what it is compared with, on the same held-out frames: champion (if the job names one), gaussian, zero.
+    """Report of the champion on the same held-out frames; empty if the job names none.
 
     Args:
         job: Names the champion.
-        data: The frames, and those to tune baselines on.
+        data: The frames.
         device: Where the champion computes.
         start_N: Scores of the weights that training started from: the champion's, where it did from that.
 
@@ -96,23 +108,20 @@ def evaluate_others(
         VerificationError: the champion's bundle is damaged or does not take these frames.
         TrainingError: a score is not finite.
     """
-    reports = {}
-    if job.champion is not None and job.champion == job.base and start_N is not None:
-        reports["champion"] = _report(data.holdout, start_N.cpu().numpy(), "champion", job.champion.version)
-    elif job.champion is not None:
-        folder, result = verified_bundle(job.champion)
-        if result.model.frame_shape != job.model.frame_shape:
-            raise VerificationError(
-                f"Champion {job.champion.version} takes frames of shape {result.model.frame_shape}, "
-                f"these are {job.model.frame_shape}.",
-                hint="Frames of another shape need a model name of their own: set [model] registered_as.",
-                ids={"version": job.champion.version},
-            )
-        champion = load_module(folder).to(device)
-        reports["champion"] = evaluate(rate_function(champion), data.holdout, "champion", job.champion.version)
-    reports["gaussian"] = evaluate(tuned_gaussian(data.sample_NCE, data.holdout), data.holdout, "gaussian")
-    reports["zero"] = evaluate(constant_rate(data.sample_NCE), data.holdout, "zero")
-    return reports
+    if job.champion is None:
+        return {}
+    if job.champion == job.base and start_N is not None:
+        return {"champion": _report(data.holdout, start_N.cpu().numpy(), "champion", job.champion.version)}
+    folder, result = verified_bundle(job.champion)
+    if result.model.frame_shape != job.model.frame_shape:
+        raise VerificationError(
+            f"Champion {job.champion.version} takes frames of shape {result.model.frame_shape}, "
+            f"these are {job.model.frame_shape}.",
+            hint="Frames of another shape need a model name of their own: set [model] registered_as.",
+            ids={"version": job.champion.version},
+        )
+    champion = load_module(folder).to(device)
+    return {"champion": evaluate(rate_function(champion), data.holdout, "champion", job.champion.version)}
 
 
 def evaluate(rate_of: RateFunction, holdout: Holdout, name: str, version: str = "") -> EvaluationReport:

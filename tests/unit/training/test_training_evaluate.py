@@ -12,7 +12,13 @@ from filmloop.core.poisson import thin_by_hash
 from filmloop.testing.models import make_model_bundle
 from filmloop.testing.training import small_job
 from filmloop.training.data import load_data
-from filmloop.training.evaluate import constant_rate, evaluate, evaluate_challenger, evaluate_others
+from filmloop.training.evaluate import (
+    constant_rate,
+    evaluate,
+    evaluate_baselines,
+    evaluate_challenger,
+    evaluate_champion,
+)
 from filmloop.training.holdout import Holdout
 from filmloop.training.load import build_module
 from filmloop_models.cookiebox.conditions import Conditions
@@ -71,7 +77,8 @@ def test_all_predictors_are_scored_on_the_same_frames(folder: Path, tmp_path: Pa
     champion = _champion(make_model_bundle(tmp_path / "champion", hyper={"features": 8}))
     job = small_job(folder, shard, champion=champion)
     data = load_data(job)
-    reports = {**evaluate_challenger(build_module(job.model), data.holdout), **evaluate_others(job, data, CPU)}
+    challenger = evaluate_challenger(build_module(job.model), data.holdout)
+    reports = {**challenger, **evaluate_champion(job, data, CPU), **evaluate_baselines(data)}
     assert list(reports) == ["challenger", "champion", "gaussian", "zero"]
     assert {report.frames_digest for report in reports.values()} == {data.holdout.digest()}
     assert {report.frames for report in reports.values()} == {len(data.holdout)}
@@ -83,7 +90,7 @@ def test_a_champion_for_other_frames_is_refused(folder: Path, tmp_path: Path, sh
     champion = _champion(make_model_bundle(tmp_path / "champion", frame_shape=(8, 128), hyper={"features": 8}))
     job = small_job(folder, shard, champion=champion)
     with pytest.raises(VerificationError, match=r"\(8, 128\)"):
-        evaluate_others(job, load_data(job), CPU)
+        evaluate_champion(job, load_data(job), CPU)
 
 
 def _champion(bundle: Path) -> WeightsRef:
