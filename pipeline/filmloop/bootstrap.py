@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filmloop
-from filmloop.config.loader import find_home, find_site, load_site
+from filmloop.config.loader import find_home, find_site, load_site, toml_value
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource, SiteConfig
 from filmloop.core.errors import ConfigError, TransientError
@@ -59,11 +59,13 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
     """
     path = find_site(file)
     overrides = parse_sets(sets)
+    options = {_key_of(pair): _option("--set", pair) for pair in sets}
     if source:
         from filmloop.adapters.sources.build import parse_source_option
 
         overrides = {"source": parse_source_option(source), **overrides}
-    config = load_site(path, overrides=overrides)
+        options = {"source": _option("--source", source), **options}
+    config = load_site(path, overrides=overrides, options=options)
     if source and probe and isinstance(config.source, ReplaySource):
         from filmloop.adapters.sources.build import probe_replay
 
@@ -71,7 +73,7 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
         overrides |= {"frame.channels": channels, "frame.energy_bins": energy_bins}
         if not config.source.loop and frames < config.training.min_frames:
             overrides["training.min_frames"] = frames
-        config = load_site(path, overrides=overrides)
+        config = load_site(path, overrides=overrides, options=options)
     if "globus" in (config.mover.kind, config.launcher.kind):
         forbid_core_dumps()  # the secrets are in the environment, which programs that are started here inherit
     home = find_home(config, path)
@@ -88,18 +90,27 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
     """`key.sub=value` pairs, with values as TOML writes them; a bare word is a string.
 
     Raises:
-        ConfigError: there is no `=`.
+        ConfigError: there is no `=`, or no key before it.
     """
     values: dict[str, Any] = {}
+    example = "For example --set training.hyper.train_s=20"
     for pair in sets:
-        key, equals, text = pair.partition("=")
+        _, equals, text = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set {pair!r} has no '='.", hint="For example --set training.hyper.train_s=20")
-        try:
-            values[key.strip()] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
+            raise ConfigError(f"--set {pair!r} has no '='.", hint=example)
+        if not all(_key_of(pair).split(".")):
+            raise ConfigError(f"--set {pair!r} names no key.", hint=example)
+        values[_key_of(pair)] = toml_value(text)
     return values
+
+
+def _option(name: str, given: str) -> str:
+    """An option as it was typed; a long one is cut."""
+    return f"{name} {shlex.quote(given if len(given) <= 120 else f'{given[:117]}...')}"
+
+
+def _key_of(pair: str) -> str:
+    return pair.partition("=")[0].strip()
 
 
 def open_ledger(site: Site, *, read_only: bool = False) -> Ledger:

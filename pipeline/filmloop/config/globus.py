@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from filmloop.config.forms import COLLECTION_PATH, HOST_PATH, UUID
 from filmloop.config.launchers import Word
 from filmloop.config.section import Section
 
-Uuid = Annotated[str, Field(pattern=r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$")]
-"""An identifier as Globus writes it; '' is one that the site's people still have to fill in."""
-CollectionPath = Annotated[str, Field(pattern=r"^((/|~/)[^\r\n]*)?$")]
+Uuid = Annotated[str, Field(pattern=UUID), AfterValidator(str.lower)]
+"""An identifier of Globus, which writes it in small letters and shows it in large ones, too; '' is one that the site's
+people still have to fill in."""
+CollectionPath = Annotated[str, Field(pattern=COLLECTION_PATH)]
 """A folder as the collection shows it, which is not the host's path; '' is one that a person still has to fill in."""
-HostPath = Annotated[str, Field(pattern=r"^(/[^\r\n]*)?$")]
+HostPath = Annotated[str, Field(pattern=HOST_PATH)]
 
 
 _WALLTIME = re.compile(r"\d{1,3}:[0-5]\d:[0-5]\d")

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from filmloop.config.forms import LINE, WORD
 from filmloop.config.section import Section
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:,+=&|*()\[\]@/-]*$")]
+Word = Annotated[str, Field(pattern=WORD)]
 """One word of a batch script's directive: no space, no quote, nothing that a shell would look at twice."""
-Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
+Line = Annotated[str, Field(pattern=LINE)]
 
 
 class BatchLauncher(Section):

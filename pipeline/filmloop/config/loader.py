@@ -5,7 +5,6 @@ A resolved configuration (`config.json` beside every cycle) is a site file too.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
@@ -13,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from filmloop.config.paths import Home
+from filmloop.config.problems import Place, validated
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import ConfigError, DataError
 from filmloop.core.fsio import disk_errors
+from filmloop.core.wording import shown
 
 DEFAULT_SITE = Path("site_configs/local.toml")
 
@@ -29,56 +28,110 @@ def find_site(given: Path | None) -> Path:
     Raises:
         ConfigError: there is no such file.
     """
-    path = given or (Path(env) if (env := os.environ.get("FILMLOOP_SITE")) else DEFAULT_SITE)
-    if not path.is_file():
+    env = os.environ.get("FILMLOOP_SITE")
+    path = given or (Path(env) if env else DEFAULT_SITE)
+    if not os.path.isfile(path):  # says no, too, of a name that no file can have
+        named = ", which FILMLOOP_SITE names" if env and not given else ""
+        what = f"{path} is a folder, not a site file" if os.path.isdir(path) else f"No site file at {path}"
         raise ConfigError(
-            f"No site file at {path}.",
+            f"{what}{named}.",
             hint="Name one with --site FILE, or run from the checkout, where site_configs/local.toml lies.",
             ids={"path": str(path)},
         )
     return path.resolve()
 
 
-def load_site(path: Path, *, overrides: Mapping[str, Any] | None = None) -> SiteConfig:
+def load_site(
+    path: Path, *, overrides: Mapping[str, Any] | None = None, options: Mapping[str, str] | None = None
+) -> SiteConfig:
     """Read and validate the site file; `overrides` ({"training.min_frames": 10}) replace single keys.
+
+    Args:
+        path: A site file, or a resolved configuration.
+        overrides: Values by key.
+        options: What brought each of them, as `--set training.min_frames=10`: an error names it.
 
     Raises:
         ConfigError: not TOML, an unknown key, or a value that does not fit.
     """
-    try:
-        with disk_errors(path):
-            text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {exc}.", ids={"path": str(path)}
-        ) from exc
-    except DataError as exc:
-        raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
+    values = _read(path)
     source = values.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str):
         # Like `home`: cron and systemd start us anywhere.
         source["path"] = str(path.resolve().parent / Path(source["path"]).expanduser())
     for dotted, value in (overrides or {}).items():
-        _set(values, dotted.split("."), value)
-    return parse_site(values, where=str(path))
+        _set(values, dotted.split("."), value, said=(options or {}).get(dotted, dotted))
+    return parse_site(values, where=str(path), options=options)
 
 
-def parse_site(values: Mapping[str, Any], *, where: str = "site") -> SiteConfig:
+def _read(path: Path) -> dict[str, Any]:
+    kind = path.suffix[1:].upper() or "TOML"
+    try:
+        with disk_errors(path):
+            text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:  # also of bytes that are no text, or a number with too many digits
+        raise ConfigError(
+            f"{path} is not valid {kind}: {exc}.",
+            hint="Compare with site_configs/local.toml.",
+            ids={"path": str(path)},
+        ) from exc
+    except DataError as exc:
+        raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no table of keys and values.", ids={"path": str(path)})
+    return values
+
+
+def parse_site(
+    values: Mapping[str, Any], *, where: str = "site", options: Mapping[str, str] | None = None
+) -> SiteConfig:
     """Validate plain values.
+
+    Args:
+        values: As a site file holds them.
+        where: The file.
+        options: See `load_site`.
 
     Raises:
         ConfigError: an unknown key, or a value that does not fit.
     """
+    config, problems = validated(values)
+    if config is not None:
+        return config
+    told: dict[str, list[str]] = {}
+    for problem in problems:
+        told.setdefault(_brought_by(problem.place, where, options or {}), []).append(problem.text)
+    file = any(who.startswith(where) for who in told)
+    again = "; `filmloop site check` reads the file again" if file else ""
+    raise ConfigError(
+        " ".join(f"{who}: {'; '.join(texts)}." for who, texts in told.items()),
+        hint=f"docs/reference/config.md lists every key{again}.",
+        ids={"path": where} if file else None,
+    )
+
+
+def _brought_by(place: Place, where: str, options: Mapping[str, str]) -> str:
+    """Who gave the value at `place`: an option, the file, or both where keys do not fit together."""
+    keys = tuple(map(str, place))
+    given = {tuple(dotted.split(".")): text for dotted, text in options.items()}
+    if above := [option for option in given if keys[: len(option)] == option]:
+        return given[max(above, key=len)]
+    parts = [text for option, text in given.items() if option[: len(keys)] == keys or _chooses(option, keys)]
+    return f"{where} with {' and '.join(parts)}" if parts else where
+
+
+def _chooses(option: tuple[str, ...], keys: tuple[str, ...]) -> bool:
+    """A kind says which other keys its section may have, and must have."""
+    return option[-1] == "kind" and keys[: len(option) - 1] == option[:-1]
+
+
+def toml_value(text: str) -> Any:
+    """What an option gives: a value of TOML where it is one (true, 500, 0.5), else the text itself."""
     try:
-        return SiteConfig.model_validate(values)
-    except ValidationError as exc:
-        problems = [_explain(error, values) for error in exc.errors()]
-        raise ConfigError(
-            f"{where}: " + "; ".join(problems) + ".",
-            hint="docs/reference/config.md lists every key; `filmloop site check` reads the file again.",
-            ids={"path": where},
-        ) from exc
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
 
 
 def find_home(config: SiteConfig, site_file: Path) -> Home:
@@ -88,49 +141,13 @@ def find_home(config: SiteConfig, site_file: Path) -> Home:
     return Home((site_file.parent / Path(config.home).expanduser()).resolve())
 
 
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+def _set(values: dict[str, Any], keys: list[str], value: Any, *, said: str) -> None:
     for key in keys[:-1]:
         below = values.setdefault(key, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key} is {below!r} in the site file, not a section.")
+            raise ConfigError(
+                f"{said}: {key} is {shown(below)}, not a section.",
+                hint="docs/reference/config.md lists the keys of each section.",
+            )
         values = below
     values[keys[-1]] = value
-
-
-def _explain(error: Any, values: Mapping[str, Any]) -> str:
-    # pydantic puts the chosen member of a union (simulator, replay) into the location: it is no key of the file.
-    place: list[str] = []
-    node: Any = values
-    for part in error["loc"]:
-        if isinstance(node, Mapping) and part not in node and node.get("kind") == part:
-            continue
-        place.append(str(part))
-        node = node.get(part) if isinstance(node, Mapping) else None
-    key = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _keys_of(place[:-1], values), n=1)
-        return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.kind has to be one of {', '.join(map(repr, _kinds_of(place)))}"
-    return f"{key or 'file'}: {error['msg']}"
-
-
-def _kinds_of(place: list[str]) -> list[str]:
-    """The kinds that the top-level section at `place` may be of."""
-    section = SiteConfig.model_json_schema()["properties"].get(place[-1], {})
-    return sorted(section.get("discriminator", {}).get("mapping", {}))
-
-
-def _keys_of(place: list[str], values: Mapping[str, Any]) -> list[str]:
-    """The keys that the section at `place` may have."""
-    schema = SiteConfig.model_json_schema()
-    node: Any = schema
-    given: Any = values
-    for part in place:
-        given = given.get(part, {}) if isinstance(given, Mapping) else {}
-        node = node.get("properties", {}).get(part, {})
-        if mapping := node.get("discriminator", {}).get("mapping"):
-            node = {"$ref": mapping.get(given.get("kind"), next(iter(mapping.values())))}
-        while "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return list(node.get("properties", {}))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from filmloop.config.forms import SITE_NAME, WEB_ADDRESS
 from filmloop.config.globus import GlobusLauncher, GlobusMover, GlobusSection
 from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
@@ -186,9 +187,7 @@ class MlflowRegistry(Section):
     """An MLflow tracking server with its model registry."""
 
     kind: Literal["mlflow"] = Field("mlflow", description="an MLflow server")
-    uri: str = Field(
-        "", pattern=r"^(https?://\S+)?$", description="'' starts and finds a server of our own on this machine"
-    )
+    uri: str = Field("", pattern=WEB_ADDRESS, description="'' starts and finds a server of our own on this machine")
     host: str = Field("127.0.0.1", description="where our own server listens")
     port: int = Field(0, ge=0, le=65535, description="0: the first free port from 5050 up, kept across restarts")
     experiment: str = Field("filmloop", description="experiment that holds the training runs")
@@ -279,7 +278,7 @@ class SiteConfig(Section):
     """A whole site: one edge and cluster pair."""
 
     schema_version: Literal[1] = Field(1, description="version of this schema")
-    site: str = Field("local", pattern=r"^[a-z0-9][a-z0-9-]*$", description="name of the site")
+    site: str = Field("local", pattern=SITE_NAME, description="name of the site")
     home: str = Field("../.filmloop", description="state folder, relative to this file; FILMLOOP_HOME overrides it")
     frame: FrameSection = FrameSection()
     source: Source = SimulatorSource()

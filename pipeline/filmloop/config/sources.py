@@ -6,12 +6,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from filmloop.config.forms import SOCKET_ADDRESS
 from filmloop.config.section import Section
 from filmloop.core.documents import Seed
 from filmloop.core.types import MAX_RUN
 from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
-Endpoint = Annotated[str, Field(pattern=r"^(tcp|ipc)://.")]
+Endpoint = Annotated[str, Field(pattern=SOCKET_ADDRESS)]
 
 
 class SimulatorSource(Section):

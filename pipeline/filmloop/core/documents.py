@@ -23,6 +23,7 @@ from pydantic import (
 
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
+from filmloop.core.wording import in_words
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, le=10**18)]
@@ -62,7 +63,7 @@ class Document(BaseModel):
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
             raise DataError(
-                f"{path} is not a valid {cls.__name__}: {where}: {first['msg']}.",
+                f"{path} is not a valid {cls.__name__}: {where} {in_words(first)}.",
                 hint="Was it written by another version of filmloop? See schema_version in the file.",
                 ids={"path": str(path)},
             ) from exc

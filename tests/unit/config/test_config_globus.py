@@ -35,9 +35,20 @@ def test_what_a_person_has_to_fill_in_is_named() -> None:
     assert mover.missing == ("edge.collection", "cluster.collection", "cluster.host_path")
 
 
-@pytest.mark.parametrize("value", ["YOUR-COLLECTION", "<uuid>", "3f1f2a54", ONE.upper(), ONE + "\n"])
+@pytest.mark.parametrize("value", ["YOUR-COLLECTION", "<uuid>", "3f1f2a54", ONE + "\n"])
 def test_an_identifier_that_is_none_is_refused(value: str) -> None:
     assert "mover.edge.collection" in refusal({"mover": {"kind": "globus", "edge": {"collection": value}}})
+
+
+def test_an_identifier_in_large_letters_is_the_same_in_small_ones() -> None:
+    sides = {"edge": {"collection": ONE.upper(), "path": "/a"}, "cluster": {"collection": ONE, "path": "/a"}}
+    assert "the same folder" in refusal({"mover": {"kind": "globus", **sides}})
+    sides["cluster"]["path"] = "/b"
+    mover = parse_site({"mover": {"kind": "globus", **sides}}).mover
+    assert isinstance(mover, GlobusMover)
+    assert (mover.edge.collection, mover.cluster.collection) == (ONE, ONE)
+    assert launcher(endpoint=TWO.upper()).endpoint == TWO
+    assert parse_site({"globus": {"policies": [ONE.upper()]}}).globus.policies == (ONE,)
 
 
 @pytest.mark.parametrize("path", ["eagle/project", "./x", "C:/x"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from filmloop.config.loader import toml_value
 from filmloop.config.sources import AnySource, ReplaySource, SimulatorSource, ZeroMqSource
 from filmloop.core.errors import ConfigError
 from filmloop.ports.source import FrameSource
@@ -115,13 +115,5 @@ def parse_source_option(text: str) -> dict[str, Any]:
         place = table.setdefault(section, {}) if section else table
         if not isinstance(place, dict):
             raise ConfigError(f"Source {text!r}: {section!r} is no section.", hint=_HINT)
-        place[name] = _value(unquote(value))
+        place[name] = toml_value(unquote(value))
     return table
-
-
-def _value(text: str) -> Any:
-    """A TOML value where it is one (true, 500, 0.5), else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
