@@ -4,7 +4,9 @@ PYTHON ?= python3
 SITE   ?= site_configs/local.toml
 BIN    := .venv/bin
 RUN    := $(BIN)/filmloop
-FLAGS  := --site $(SITE)
+# More options of the command that a target runs: make demo ARGS="--seconds 40"
+ARGS   ?=
+FLAGS  := --site $(SITE) $(ARGS)
 # Two tests at a time, one file's in one process and in their order: most of them wait for processes of their own.
 TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # With SLOW=yes the tests that are marked slow, too: kills, brokers, schedulers, whole trainings.
@@ -15,6 +17,7 @@ SLOW   ?=
 
 help:       ## show this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo 'SITE=FILE is the site file of all that run filmloop; ARGS="..." adds options: make demo ARGS="--seconds 40"'
 
 install: .venv/.local  ## create .venv with all that the local site runs on, pinned
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,15 @@ def test_decision_records_are_short_and_numbered_in_a_row() -> None:
         assert len(text.splitlines()) <= 40, record.name
         for part in ("**Context.**", "**Decision.**", "**Consequences.**", "**What would change our mind.**"):
             assert part in text, f"{record.name}: {part}"
+
+
+@pytest.mark.parametrize("target", ["retrain", "demo", "edge", "ui", "status", "check"])
+def test_make_passes_options_on_to_the_command(target: str) -> None:
+    argv = ["make", "--dry-run", "--old-file=.venv/.local", target, "SITE=x.toml", "ARGS=--seconds 40 --json"]
+    shown = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert shown[-1].endswith("--site x.toml --seconds 40 --json")
+
+
+def test_make_help_says_how_options_are_passed_on() -> None:
+    shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    assert 'make demo ARGS="--seconds 40"' in shown
