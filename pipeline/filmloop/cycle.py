@@ -24,6 +24,7 @@ from typing import Any
 from filmloop.bundle import load_evaluation, verify_bundle
 from filmloop.closing import close_failed, finish, resumable
 from filmloop.core.clock import epoch_s
+from filmloop.core.counted import counted
 from filmloop.core.documents import CycleReport, FileDigest, Outcome, Verdict, WeightsRef
 from filmloop.core.errors import AuthError, DataError, FilmloopError, TransientError
 from filmloop.core.fsio import atomic_write_bytes, atomic_write_json
@@ -113,7 +114,7 @@ def _steps(cycle: Cycle, again: bool) -> CycleReport:
     if recalled.fits and recalled.verdict is not None:
         return _bring_back(cycle, chosen, recalled, recalled.verdict)
 
-    step("move", f"shipping {chosen['frames']:,} frames to the cluster", lambda c: _move(c, chosen, recalled))
+    step("move", f"shipping {counted(chosen['frames'], 'frame')} to the cluster", lambda c: _move(c, chosen, recalled))
     trained = step("train", "starting the ranks", lambda c: _train(c, chosen, recalled))
     step("fetch", "bringing the bundle home", lambda c: _fetch(c, trained))
     verdict = Verdict.model_validate(step("judge", "comparing on held-out frames", lambda c: _judge(c, recalled)))
@@ -164,10 +165,11 @@ def _select(cycle: Cycle, again: bool) -> dict[str, Any]:
     fresh, replay = _whole(cycle, newest(new, training.max_fresh_frames)), _whole(cycle, older)
     frames = frames_of(fresh)
     if frames < training.min_frames:
-        fresh_ones = "fresh labelled frames" if training.hyper.labelled else "fresh frames"
+        fresh_ones = counted(frames, "fresh labelled frame" if training.hyper.labelled else "fresh frame")
+        staged = frames_of(shards)
         reason = (
-            f"Nothing to train on yet: {frames:,} {fresh_ones} in stream {parts.stream!r}, a cycle wants "
-            f"{training.min_frames:,}. {frames_of(shards):,} frames are staged in all{_dark(parts)}."
+            f"Nothing to train on yet: {fresh_ones} in stream {parts.stream!r}, a cycle wants {training.min_frames:,}. "
+            f"{counted(staged, 'frame')} {'is' if staged == 1 else 'are'} staged in all{_dark(parts)}."
         )
         return {"too_few": reason, "frames": frames}
     # Fresh shards beyond max_fresh_frames are passed over for good: with this cycle they count as used.

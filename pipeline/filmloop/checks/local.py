@@ -10,6 +10,7 @@ import uuid
 from filmloop.bootstrap import Site
 from filmloop.config.schema import LocalLauncher
 from filmloop.config.schema import LocalMover as LocalMoverSection
+from filmloop.core.counted import counted
 from filmloop.core.finding import Finding
 from filmloop.core.fsio import atomic_write_bytes, sha256_bytes
 from filmloop.core.retry import wait_until
@@ -53,7 +54,10 @@ def launcher(site: Site) -> Finding:
         return Finding(item="launcher", state="fail", detail="torch is not installed", hint="`make install`")
     cores = len(os.sched_getaffinity(0))
     wanted = section.processes * section.threads
-    detail = f"torchrun with {section.processes} ranks of {section.threads} threads on {cores} cores"
+    detail = (
+        f"torchrun with {counted(section.processes, 'rank')} of {counted(section.threads, 'thread')} "
+        f"on {counted(cores, 'core')}"
+    )
     if wanted > cores:
         return Finding(
             item="launcher",

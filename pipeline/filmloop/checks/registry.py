@@ -6,6 +6,7 @@ import importlib.util
 
 from filmloop.bootstrap import Site
 from filmloop.config.schema import MlflowRegistry
+from filmloop.core.counted import counted
 from filmloop.core.errors import TransientError
 from filmloop.core.finding import Finding
 
@@ -22,7 +23,7 @@ def registry(site: Site) -> Finding:
         if section.uri:
             return Finding(item="registry", state="fail", detail=exc.message, hint=exc.hint)
         return _own_server(section)
-    return Finding(item="registry", state="ok", detail=f"{registry.url}: {len(versions)} versions")
+    return Finding(item="registry", state="ok", detail=f"{registry.url}: {counted(len(versions), 'version')}")
 
 
 def _own_server(section: MlflowRegistry) -> Finding:

@@ -9,6 +9,7 @@ import typer
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import Progress, out, print_json, print_table, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.core.errors import TrainingError
 
 
@@ -39,7 +40,7 @@ def demo(
         dropped = report.frames_in - report.frames_inferred
         out.print(
             f"frames in {report.frames_in:,} = inferred {report.frames_inferred:,} + dropped {dropped:,} "
-            f"{report.frames_dropped or ''}; {report.swaps} swaps; {report.seconds:.0f} s",
+            f"{report.frames_dropped or ''}; {counted(report.swaps, 'swap')}; {report.seconds:.0f} s",
             markup=False,
         )
         out.print(f"plot      {report.plot}\nregistry  {report.page}", markup=False)

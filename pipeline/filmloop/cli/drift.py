@@ -10,6 +10,7 @@ import typer
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile, Source
 from filmloop.cli.output import err, out, print_json, print_table, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.core.signals import stopped_by_signals
 from filmloop.drift.report import DriftReport
 
@@ -73,7 +74,7 @@ def _rows(seen: DriftReport, policy: str) -> list[tuple[str, Any]]:
                 f"{seen.nll:.2f}; beyond what the number of hits explains {seen.nll_excess:+.2f} ± {seen.nll_excess_sd:.2f}",
             )
         )
-    rows.append(("windows tested", f"{seen.windows:,} ({seen.frames:,} sampled frames)"))
+    rows.append(("windows tested", f"{seen.windows:,} ({counted(seen.frames, 'sampled frame')})"))
     if seen.z:
         rows.append(("standard deviations", "  ".join(f"{name} {z:+.1f}" for name, z in seen.z.items())))
         rows.append(("alarm beyond", f"{seen.threshold:.2f}"))

@@ -10,6 +10,7 @@ import typer
 from filmloop.bootstrap import open_registry, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import Progress, print_json, print_table, set_up_logs
+from filmloop.core.counted import counted
 
 
 def evaluate(
@@ -45,7 +46,7 @@ def evaluate(
             folder = local_bundle(site.home, registry, model)
         from filmloop.training.score import score_frames
 
-        tell("score", f"{len(counts):,} frames, held-out ones only")
+        tell("score", f"{counted(len(counts), 'frame')}, held-out ones only")
         measured = score_frames(folder, counts, labels, pulse_ids, site.config.training.holdout)
     scores: dict[str, object] = {"model": model, "data": data, **measured}
     if json:

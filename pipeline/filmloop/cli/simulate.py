@@ -10,6 +10,7 @@ import typer
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.core.errors import ConfigError
 
 
@@ -38,4 +39,4 @@ def simulate(
     if json:
         print_json(written)
     else:
-        out.print(f"{frames:,} frames in {target} ({written['hits_per_frame']:.0f} hits a frame)")
+        out.print(f"{counted(frames, 'frame')} in {target} ({written['hits_per_frame']:.0f} hits a frame)")

@@ -11,6 +11,7 @@ import typer
 from filmloop.bootstrap import Site, open_ledger, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.drift.report import DriftReport
 from filmloop.ledger import DAMAGED, Ledger
 from filmloop.ports.registry import CHAMPION
@@ -169,8 +170,9 @@ def _print(found: dict[str, Any]) -> None:
             markup=False,
         )
     out.print(
-        f"shards    {shards['sealed']} sealed with {shards['frames']:,} frames ({shards['bytes'] / 1e6:.0f} MB), "
-        f"{shards['fresh_frames']:,} frames fresh" + (f", {shards['damaged']} damaged" if shards["damaged"] else "")
+        f"shards    {shards['sealed']:,} sealed with {counted(shards['frames'], 'frame')} ({shards['bytes'] / 1e6:.0f} MB), "
+        f"{counted(shards['fresh_frames'], 'frame')} fresh"
+        + (f", {shards['damaged']} damaged" if shards["damaged"] else "")
     )
     if found["worker"]["warm"]:
         alive = "ready for the next job" if found["worker"]["alive"] else "none; `filmloop retrain` starts one"

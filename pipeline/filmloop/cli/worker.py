@@ -9,6 +9,7 @@ import typer
 from filmloop.bootstrap import Site, open_site, warm_worker
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) 
         print_json(found)
     elif found["state"] == "ready":
         out.print(
-            f"ready: pid {found['pid']} since {found['since_utc']}, {found['jobs']} jobs, {found['rss_mb']:.0f} MB",
+            f"ready: pid {found['pid']} since {found['since_utc']}, {counted(found['jobs'], 'job')}, {found['rss_mb']:.0f} MB",
             markup=False,
         )
     else:

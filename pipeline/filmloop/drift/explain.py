@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.config.schema import DriftSection
+from filmloop.core.counted import counted
 from filmloop.core.documents import Document
 from filmloop.drift.detect import NLL, Detector
 from filmloop.drift.moments import width_of
@@ -147,7 +148,7 @@ def _channels(channels: Channels) -> list[Finding]:
     lowest, highest = (pick(changed, key=lambda c: channels.gain_C[c]) for pick in (min, max))
     value, least, most = interval[changed[0]]
     text = (
-        f"gain of {len(changed)} channels changed, from {channels.gain_C[lowest]:.2f}x (channel {lowest}) "
+        f"gain of {counted(len(changed), 'channel')} changed, from {channels.gain_C[lowest]:.2f}x (channel {lowest}) "
         f"to {channels.gain_C[highest]:.2f}x (channel {highest})"
     )
     found.append(Finding(kind="gain", channels=tuple(sorted(changed)), value=value, low=least, high=most, text=text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from filmloop.config.schema import DriftSection
+from filmloop.core.counted import counted
 from filmloop.drift.report import DriftReport
 
 
@@ -29,4 +30,4 @@ def why_not(section: DriftSection, report: DriftReport | None, *, trained_s_ago:
         return f"Drift {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
     if report.reference_frames < report.reference_wanted:
         return f"Drift of {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
-    return f"No drift since version {report.version} went live ({report.windows:,} windows tested){after}. `filmloop retrain --force` trains all the same."
+    return f"No drift since version {report.version} went live ({counted(report.windows, 'window')} tested){after}. `filmloop retrain --force` trains all the same."

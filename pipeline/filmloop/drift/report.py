@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from filmloop.core.counted import counted
 from filmloop.core.documents import Document
 from filmloop.drift.explain import Finding
 from filmloop.drift.gain import Gain
@@ -64,7 +65,7 @@ class DriftReport(Document):
                 f"version {self.version}: what is normal is still being measured, "
                 f"{self.reference_frames:,} of {self.reference_wanted:,} sampled frames"
             )
-        return f"none since version {self.version} went live: {self.windows:,} windows tested"
+        return f"none since version {self.version} went live: {counted(self.windows, 'window')} tested"
 
 
 class DriftMemory(Document):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.config.schema import GatePolicy
+from filmloop.core.counted import counted
 from filmloop.core.documents import EvaluationReport, Verdict
 from filmloop.core.poisson import bootstrap_mean
 
@@ -98,7 +99,7 @@ def _incomparable(challenger: EvaluationReport, reference: EvaluationReport, pol
     if challenger.frames != reference.frames:
         return f"Challenger and {against} were scored on {challenger.frames} and {reference.frames} frames."
     if challenger.frames < policy.min_frames:
-        return f"Only {challenger.frames} held-out frames; the gate decides on {policy.min_frames} or more."
+        return f"Only {counted(challenger.frames, 'held-out frame')}; the gate decides on {policy.min_frames} or more."
     if not _finite(reference):
         return f"The score of the {against} is not a finite number, so nothing can be compared with it."
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from filmloop.core.counted import counted
 from filmloop.core.documents import EvaluationReport, TrainResult, Verdict
 
 _SHOWN_SHARDS = 6
@@ -79,7 +80,7 @@ def _scores(reports: Mapping[str, EvaluationReport]) -> str:
     frames = reports[names[0]].frames
     return "\n".join(
         (
-            f"Score on {frames} held-out frames that no model trained on: nats a frame, lower is better.",
+            f"Score on {counted(frames, 'held-out frame')} that no model trained on: nats a frame, lower is better.",
             "",
             "| predictor | nats a frame | 95 % interval |",
             "|---|---|---|",
@@ -96,14 +97,15 @@ def _title(name: str, report: EvaluationReport) -> str:
 
 def _training(result: TrainResult) -> str:
     lines = [
-        f"**Training:** {result.frames_trained} frames, {result.steps} steps ({result.epochs:.1f} epochs) in "
+        f"**Training:** {counted(result.frames_trained, 'frame')}, {counted(result.steps, 'step')} ({result.epochs:.1f} epochs) in "
         f"{result.train_s:.1f} s on {result.world_size} × {result.device}; {_ENDINGS[result.status]}; "
         f"loss {result.loss_first:.4g} to {result.loss_last:.4g}."
     ]
     if result.resumed_from_step:
         lines.append(f"It was cut off once and continued from step {result.resumed_from_step}.")
     if result.steps_skipped:
-        lines.append(f"{result.steps_skipped} steps had a gradient that was not finite and were left out.")
+        was = "was" if result.steps_skipped == 1 else "were"
+        lines.append(f"{counted(result.steps_skipped, 'step')} had a gradient that was not finite and {was} left out.")
     return " ".join(lines)
 
 
@@ -120,8 +122,8 @@ def _lineage(result: TrainResult) -> str:
     if result.code_commit:
         made_of.insert(0, f"code {result.code_commit[:12]}")
     head = (
-        f"**Made of** {len(shards)} shards; {', '.join(made_of)}; {versions}."
+        f"**Made of** {counted(len(shards), 'shard')}; {', '.join(made_of)}; {versions}."
         if versions
-        else (f"**Made of** {len(shards)} shards; {', '.join(made_of)}.")
+        else (f"**Made of** {counted(len(shards), 'shard')}; {', '.join(made_of)}.")
     )
     return "\n".join((head, "", *shown)) if shown else head

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from filmloop.core.counted import counted
 from filmloop.core.errors import DataError, VerificationError
 from filmloop.staging.reader import ShardReader
 
@@ -53,7 +54,7 @@ def _wrong_files(reader: ShardReader, manifest_path: Path) -> str:
     listed = [file.path for file in reader.manifest.files]
     found = {path.relative_to(manifest_path.parent).as_posix() for path in group_path.rglob("*") if path.is_file()}
     if differing := sorted(expected ^ set(listed)):
-        return f"its manifest should list {len(expected)} files and is wrong about {', '.join(differing)}"
+        return f"its manifest should list {counted(len(expected), 'file')} and is wrong about {', '.join(differing)}"
     if differing := sorted(expected ^ found):
         return f"its group has or lacks, against its manifest, {', '.join(differing)}"
     if len(listed) != len(expected):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from filmloop.core.counted import counted
 from filmloop.core.documents import ShardRef, TrainJob
 from filmloop.core.errors import DataError, TrainingError, VerificationError
 from filmloop.core.holdout import held_out
@@ -92,7 +93,7 @@ def load_data(job: TrainJob, device: torch.device | None = None) -> TrainingData
         frames = sum(block.train_frames for block in blocks)
         if frames < MIN_TRAIN_FRAMES:
             raise DataError(
-                f"Job {job.job_id} has {frames} frames to train on; at least {MIN_TRAIN_FRAMES} are needed.",
+                f"Job {job.job_id} has {counted(frames, 'frame')} to train on; at least {MIN_TRAIN_FRAMES} are needed.",
                 hint="Wait for more shards (`filmloop shards list`) or raise training.min_frames.",
                 ids={"job_id": job.job_id},
             )
@@ -223,7 +224,7 @@ def _label_gain(blocks: Sequence[Block], decoded: dict[int, Decoded]) -> float:
 
     The likelihood, the gate and a warm start from unlabelled training all read rates as expected counts.
     """
-    total = counted = 0.0
+    total = hits = 0.0
     for number, block in decoded.items():
         if block.label_NCE is None:
             continue
@@ -231,18 +232,18 @@ def _label_gain(blocks: Sequence[Block], decoded: dict[int, Decoded]) -> float:
         if len(bad_N):
             reader, frame = blocks[number].reader, blocks[number].start + int(bad_N[0])
             raise TrainingError(
-                f"Labels are not numbers in {len(bad_N)} frames of shard {reader.manifest.shard_id}, "
+                f"Labels are not numbers in {counted(len(bad_N), 'frame')} of shard {reader.manifest.shard_id}, "
                 f"the first of them pulse {reader.pulse_id_N[frame]}.",
                 hint="Leave the shard out, or train with mode 'thinning', which needs no labels.",
                 ids={"shard_id": reader.manifest.shard_id},
             )
         total += float(block.label_NCE.sum(dtype=np.float64))
-        counted += float(block.hits_C.sum())
+        hits += float(block.hits_C.sum())
     if total <= 0:
         raise TrainingError(
             f"The labels add up to {total}, so they cannot be the rates of the frames.",
             hint="`filmloop shards verify` checks the data; or train with mode 'thinning', which needs no labels.",
         )
-    gain = counted / total
+    gain = hits / total
     _log.info("labels are multiplied by %.4g to be expected counts", gain)
     return gain

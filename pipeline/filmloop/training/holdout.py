@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from filmloop.core.counted import counted
 from filmloop.core.documents import EvaluationReport, HoldoutPolicy, TrainJob
 from filmloop.core.errors import DataError
 from filmloop.core.poisson import bootstrap_mean, poisson_nll, thin_by_hash
@@ -237,7 +238,7 @@ def choose_held_out(readers: list[ShardReader], held: list[npt.NDArray[np.bool_]
     chosen = candidates[newest]
     if len(chosen) < MIN_HELD_OUT_FRAMES:
         raise DataError(
-            f"Job {job.job_id} has {len(chosen)} held-out frames; at least {MIN_HELD_OUT_FRAMES} are needed to judge.",
+            f"Job {job.job_id} has {counted(len(chosen), 'held-out frame')}; at least {MIN_HELD_OUT_FRAMES} are needed to judge.",
             hint="Wait for more shards, or raise training.holdout.permille.",
             ids={"job_id": job.job_id},
         )

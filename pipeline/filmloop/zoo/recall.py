@@ -25,6 +25,7 @@ from pydantic import Field
 
 from filmloop.bundle import JOB, RESULT, load_evaluation, load_golden
 from filmloop.config.schema import GatePolicy, TrainingSection, ZooSection
+from filmloop.core.counted import counted
 from filmloop.core.documents import Document, EvaluationReport, ModelChoice, TrainJob, TrainResult, Verdict
 from filmloop.core.errors import DataError, FilmloopError
 from filmloop.core.poisson import bootstrap_mean
@@ -163,7 +164,7 @@ def _look_back(
     if not _others(animals, champion):
         why = "There is no former version beside the champion." if champion else "There is no former version."
         return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out})
-    tell(f"scoring {len(animals)} versions on {seen.frames:,} held-out frames")
+    tell(f"scoring {counted(len(animals), 'version')} on {counted(seen.frames, 'held-out frame')}")
     scores = scorer.score({animal.version: animal.folder for animal in animals})
     found = decide(animals, scores.reports, seen, champion, zoo=config.zoo, gate=config.gate, training=config.training)
     return found.model_copy(update={"left_out": {**left_out, **scores.failed}})

@@ -42,7 +42,7 @@ def test_it_tells_origin_scores_training_lineage_and_the_way_back(made):
     score = reports["challenger"]
     assert f"| **this version** | {score.nll:.4g} | {score.nll_low:.4g} to {score.nll_high:.4g} |" in text
     assert f"| gaussian | {reports['gaussian'].nll:.4g} |" in text
-    assert "5400 frames, 200 steps (8.5 epochs) in 12.5 s on 2 × cpu" in text
+    assert "5,400 frames, 200 steps (8.5 epochs) in 12.5 s on 2 × cpu" in text
     assert f"`s-1` {result.lineage['s-1'][:12]}" in text
     assert f"weights {result.weights_sha256[:12]}" in text
     assert "`filmloop models rollback`" in text

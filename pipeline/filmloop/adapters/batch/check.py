@@ -13,6 +13,7 @@ from pathlib import Path
 from filmloop.adapters.batch.dialect import Dialect
 from filmloop.adapters.batch.script import render, time_limit_s
 from filmloop.config.launchers import BatchLauncher
+from filmloop.core.counted import counted
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.finding import Finding
 
@@ -45,7 +46,7 @@ def _keys(section: BatchLauncher) -> Finding:
         )
     return _finding(
         "job keys",
-        f"{section.nodes} nodes of {section.processes_per_node} ranks, "
+        f"{counted(section.nodes, 'node')} of {counted(section.processes_per_node, 'rank')}, "
         f"account {section.account or 'left to the batch system'}",
     )
 
@@ -77,7 +78,10 @@ def _folder(runs: Path, section: BatchLauncher) -> Finding:
             hint="Set home in the site file, or FILMLOOP_HOME, to a folder that this machine and all nodes share.",
             fatal=False,
         )
-    return _finding("run folder", f"{runs} on {kind}; {section.nodes} nodes have to see it under this path")
+    return _finding(
+        "run folder",
+        f"{runs} on {kind}; {'the node has' if section.nodes == 1 else f'{section.nodes} nodes have'} to see it under this path",
+    )
 
 
 def _file_system(path: Path) -> str:

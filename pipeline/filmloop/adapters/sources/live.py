@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.adapters.sources.recording import checked_counts
+from filmloop.core.counted import counted
 from filmloop.core.errors import DataError
 from filmloop.core.log import Limited
 from filmloop.core.types import BAD, FrameBlock
@@ -200,7 +201,11 @@ class LiveSource(ABC):
     ) -> FrameBlock:
         """The block, with its frames that are `BAD` counted."""
         if bad := int(np.count_nonzero(flags_N & BAD)):
-            self._problem("bad_frames", bad, f"{bad} of {len(flags_N)} frames hold what is no count")
+            self._problem(
+                "bad_frames",
+                bad,
+                f"{bad} of {counted(len(flags_N), 'frame')} {'holds' if bad == 1 else 'hold'} what is no count",
+            )
         return FrameBlock(run_number=run_number, pulse_id_N=pulse_id_N, counts_NCE=counts_NCE, flags_N=flags_N)
 
     def _bad_block(self, run_number: int, pulse_id_N: npt.NDArray[np.uint64], what: str) -> FrameBlock:

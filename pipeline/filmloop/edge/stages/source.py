@@ -13,6 +13,7 @@ from dataclasses import asdict
 import numpy as np
 
 from filmloop.config.schema import EdgeSection
+from filmloop.core.counted import counted
 from filmloop.core.documents import PulseRange
 from filmloop.core.errors import DataError, TransientError
 from filmloop.core.log import Limited
@@ -143,13 +144,13 @@ class SourceStage(Stage):
         for each in passed:
             self._note(each)
             if each.reason == BAD_FRAME:
-                what = f"{each.frames} frames refused from run {each.run_number}, pulse {each.first_pulse_id} on"
+                what = f"{counted(each.frames, 'frame')} refused from run {each.run_number}, pulse {each.first_pulse_id} on"
                 shape = self.ring.layout.frame_shape
                 what += f": damaged, not of the site's shape {shape}, or of a run above {MAX_RUN}"
                 self.news.problem(what)
                 self._bad.failed("%s", what)
             elif each.reason != "overflow":
-                self.news.problem(f"{each.frames} frames came too late, from pulse {each.first_pulse_id} on")
+                self.news.problem(f"{counted(each.frames, 'frame')} came too late, from pulse {each.first_pulse_id} on")
 
     def _note(self, passed: PulseRange) -> None:
         """What passes in a row for one reason is one note: staging reads none before the frame that comes next."""

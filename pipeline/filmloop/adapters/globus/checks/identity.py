@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from filmloop.adapters.globus.identity.login import Who, roles_of, who_is
 from filmloop.adapters.globus.identity.who import Role
 from filmloop.config.schema import SiteConfig
+from filmloop.core.counted import counted
 from filmloop.core.errors import FilmloopError
 from filmloop.core.finding import Finding
 
@@ -43,4 +44,4 @@ def _consents(who: Who, item: str) -> Finding:
     lasts_s = min((token.lasts_s for token in who.tokens.values()), default=0)
     renewed = all(token.renews for token in who.tokens.values())
     how = "renewed without a person" if renewed else f"end in {lasts_s / 3600:.0f} h, and are not renewed"
-    return Finding(item=item, state="ok", detail=f"tokens of {len(who.tokens)} services, {how}")
+    return Finding(item=item, state="ok", detail=f"tokens of {counted(len(who.tokens), 'service')}, {how}")

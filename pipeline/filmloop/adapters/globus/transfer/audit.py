@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from filmloop.adapters.globus.transfer.client import Arrival
+from filmloop.core.counted import counted
 from filmloop.ports.mover import MoveItem
 
 
@@ -32,7 +33,8 @@ def missing(items: Sequence[MoveItem], arrivals: Iterable[Arrival], folder: str,
         elif _is_sha256(arrival) and arrival.checksum.lower() != item.sha256:
             problems.append(f"{item.target_path} has another SHA-256 there")
     if len(absent) > skipped:
-        problems.append(f"{len(absent)} files are not in the books, {skipped} were there before; {absent[0]} is one")
+        files = f"{counted(len(absent), 'file')} {'is' if len(absent) == 1 else 'are'}"
+        problems.append(f"{files} not in the books, {skipped} were there before; {absent[0]} is one")
     return problems
 
 

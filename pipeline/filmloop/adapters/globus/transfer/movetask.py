@@ -24,6 +24,7 @@ from filmloop.adapters.globus.transfer.watch import VerdictError, Watch
 from filmloop.adapters.moving.deliver import below, check_content, is_delivered, settle
 from filmloop.adapters.moving.journal import MoveRequest
 from filmloop.adapters.moving.thread import MoveThread, OverdueError, StoppedError
+from filmloop.core.counted import counted
 from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.ports.mover import MoveItem
 
@@ -265,7 +266,7 @@ class GlobusMove(MoveThread):
         steps = attempt.steps or ()
         for number in range(attempt.steps_done, len(steps)):
             self.keep_on()
-            self.detail = f"placing {len(items)} files"
+            self.detail = f"placing {counted(len(items), 'file')}"
             self._far.take(steps[number], sizes)
             attempt = self._attempts.keep(attempt, steps_done=number + 1)
         self._far = FarSide(self._ends.cluster, self.request.key, self._patience.ask)
