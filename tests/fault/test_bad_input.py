@@ -58,6 +58,21 @@ def edit_manifest(home: Path) -> None:
     path.write_text(path.read_text().replace('"frames": 64', '"frames": 65'))
 
 
+def test_the_streams_that_are_there_are_named_to_whoever_asks_for_another(filmloop: Any, tmp_path: Path) -> None:
+    for stream in ("replay-x-0a1b2c", "zeromq"):
+        block = example_block(64, first_pulse_id=0, frame_shape=(16, 128))
+        write_shard(tmp_path / "home/stage", block, stream=stream, seq=0)
+    command = filmloop(tmp_path / "home")
+    for word in ("list", "verify"):
+        error = command.json("shards", word, "--stream", "zeromk", code=2)
+        assert "the streams there are replay-x-0a1b2c, zeromq" in error["message"]
+        assert len(command.json("shards", "list", "--stream", "zeromq")["shards"]) == 1
+        # The site's own stream is one, also before its first shard.
+        assert command.json("shards", word, "--stream", "simulator")["shards"] in ([], 0)
+    assert "1 sealed shard in" in command.run("shards", "list", "--stream", "zeromq").stdout
+    assert "1 shard read, 0 damaged" in command.run("shards", "verify", "--stream", "zeromq").stdout
+
+
 @pytest.mark.parametrize("spoil", [truncate, flip, lose_file, edit_manifest])
 def test_a_damaged_shard_is_found_by_verify_and_named(
     filmloop: Any, tmp_path: Path, spoil: Callable[[Path], None]
@@ -161,6 +176,8 @@ CASES = {
     ),
     "registry of another kind": Case(("status", "--set", "registry.uri=ftp://x"), 2, "registry.uri", "config.md"),
     "runtime that is not here": Case(("site", "check", "--set", "edge.runtime=cuda"), 2, "no CUDA device", "runtime"),
+    "unknown stream to list": Case(("shards", "list", "--stream", "nope"), 2, "no stream 'nope'", "without --stream"),
+    "unknown stream to verify": Case(("shards", "verify", "--stream", "nope"), 2, "no stream is there", "--stream"),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from filmloop.bootstrap import open_ledger, open_site
+from filmloop.bootstrap import Site, open_ledger, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, print_table, set_up_logs
-from filmloop.core.errors import DataError
+from filmloop.core.counted import counted
+from filmloop.core.errors import ConfigError, DataError
 
 app = typer.Typer(help="Staged shards.", no_args_is_help=True)
 Stream = Annotated[str, typer.Option(help="Only this stream.")]
@@ -22,6 +23,7 @@ def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = 
     from filmloop.staging.catalog import sealed_shards
 
     site = open_site(site_file, sets=sets or ())
+    _require_stream(site, stream)
     with open_ledger(site, read_only=True) as ledger:
         states = ledger.shard_states()
     shards = [
@@ -42,7 +44,7 @@ def list_shards(site_file: SiteFile = None, sets: Sets = None, stream: Stream = 
         return
     columns = ("shard_id", "frames", "first_pulse_id", "last_pulse_id", "MB", "state", "sealed_utc")
     rows = [[f"{s['size_bytes'] / 1e6:.1f}" if c == "MB" else s[c] for c in columns] for s in shards]  # type: ignore[operator]
-    print_table(f"{len(shards)} sealed shards in {site.home.stage}", columns, rows)
+    print_table(f"{counted(len(shards), 'sealed shard')} in {site.home.stage}", columns, rows)
 
 
 @app.command("verify")
@@ -56,6 +58,7 @@ def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", j
     from filmloop.staging.verify import verify_shard
 
     site = open_site(site_file, sets=sets or ())
+    _require_stream(site, stream)
     bad = {str(path): "the manifest cannot be read" for path in damaged(site.home.stage, stream or None)}
     unreadable = len(bad)
     shards = sealed_shards(site.home.stage, stream or None)
@@ -72,8 +75,26 @@ def verify(site_file: SiteFile = None, sets: Sets = None, stream: Stream = "", j
     if json:
         print_json({"shards": total, "whole": total - len(bad), "damaged": bad})
     else:
-        out.print(f"{total} shards read, {len(bad)} damaged")
+        out.print(f"{counted(total, 'shard')} read, {len(bad)} damaged")
         for name, why in bad.items():
             out.print(f"  {name}: {why}", markup=False)
     if bad:
         raise typer.Exit(DataError.exit_code)
+
+
+def _require_stream(site: Site, stream: str) -> None:
+    """See that there is such a stream; the site's own may have no shard yet.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from filmloop.staging.layout import streams
+
+    if not stream or stream in (known := streams(site.home.stage)) or stream == site.stream:
+        return
+    there = f"the streams there are {', '.join(known)}" if known else "no stream is there yet"
+    raise ConfigError(
+        f"There is no stream {stream!r} in {site.home.stage}; {there}.",
+        hint="`filmloop shards list` without --stream lists the shards of all.",
+        ids={"path": str(site.home.stage)},
+    )
