@@ -178,6 +178,12 @@ CASES = {
     "runtime that is not here": Case(("site", "check", "--set", "edge.runtime=cuda"), 2, "no CUDA device", "runtime"),
     "unknown stream to list": Case(("shards", "list", "--stream", "nope"), 2, "no stream 'nope'", "without --stream"),
     "unknown stream to verify": Case(("shards", "verify", "--stream", "nope"), 2, "no stream is there", "--stream"),
+    "frames to a folder that is not there": Case(("simulate", "no/where/x.h5"), 2, "There is no folder", "mkdir -p"),
+    "frames to a folder": Case(("simulate", "."), 2, "is a folder", "frames.h5"),
+    "frames to a file system that takes none": Case(
+        ("simulate", "/proc/x.h5"), 2, "/proc/x.h5 cannot be written", "may write"
+    ),
+    "frames below a file": Case(("simulate", "/etc/hosts/x.h5"), 2, "no folder /etc/hosts", "mkdir"),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),

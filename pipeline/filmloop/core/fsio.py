@@ -37,6 +37,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
     """The error of our own tree that says what `exc` means for `path`."""
     ids = {"path": str(path)}
+    # HDF5 puts a paragraph of its own where the system's words should be.
+    why = os.strerror(exc.errno) if exc.errno else exc
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return TransientError(
             f"No space left to write {path}.",
@@ -46,13 +48,13 @@ def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
         )
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return TransientError(
-            f"Not allowed to write {path}: {exc.strerror}.",
+            f"Not allowed to write {path}: {why}.",
             hint="Check owner and mode of the folder, or point FILMLOOP_HOME at one you may write.",
             ids=ids,
         )
-    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-        return DataError(f"{path}: {exc.strerror}.", hint="Check the path.", ids=ids)
-    return TransientError(f"{path}: {exc.strerror or exc}.", hint="`filmloop site check` tests the disk.", ids=ids)
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return DataError(f"{path}: {why}.", hint="Check the path.", ids=ids)
+    return TransientError(f"{path}: {why}.", hint="`filmloop site check` tests the disk.", ids=ids)
 
 
 def is_lost(exc: OSError) -> bool:

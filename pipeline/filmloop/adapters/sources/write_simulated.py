@@ -5,6 +5,9 @@ Shape suffixes: N frames, C channels, E energy bins, P sub-pulses of a frame (pa
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -12,7 +15,7 @@ import numpy as np
 
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.errors import ConfigError
-from filmloop.core.fsio import disk_errors
+from filmloop.core.fsio import PART_SUFFIX, disk_errors, translate_os_error
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
 _BLOCK_FRAMES = 2048
@@ -28,11 +31,10 @@ def write_simulated(
         What was written: path, frames, hits_per_frame.
 
     Raises:
-        ConfigError: the file is there already, or the conditions do not fit.
+        ConfigError: the file is there already or cannot be made there, or the conditions do not fit.
         TransientError: the disk refuses; no file is left.
     """
-    if target.exists():
-        raise ConfigError(f"{target} is there already.", hint="Name another file, or delete it first.")
+    _require_place(target)
     try:
         simulator = CookieBoxSimulator(
             section.conditions, seed=section.seed, drift=section.drift, frame_shape=frame_shape
@@ -62,6 +64,34 @@ def write_simulated(
         part.unlink(missing_ok=True)
         raise
     return {"path": str(target), "frames": frames, "hits_per_frame": hits / frames}
+
+
+def _require_place(target: Path) -> None:
+    """See that a new file can be made there, before frames are drawn for it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    folder, ids = target.absolute().parent, {"path": str(target)}
+    try:
+        if target.is_dir():
+            raise ConfigError(f"{target} is a folder.", hint=f"Name a file, as {target / 'frames.h5'}.", ids=ids)
+        if os.path.lexists(target):
+            raise ConfigError(f"{target} is there already.", hint="Name another file, or delete it first.", ids=ids)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"There is no folder {folder} to write {target.name} to.", hint=f"Make it: mkdir -p {folder}", ids=ids
+            )
+        descriptor, probe = tempfile.mkstemp(prefix=target.name, suffix=PART_SUFFIX, dir=folder)
+        os.close(descriptor)
+        os.unlink(probe)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise translate_os_error(exc, target) from exc
+        why = os.strerror(exc.errno or 0).lower()
+        raise ConfigError(
+            f"{target} cannot be written: {why}.", hint="Name a file in a folder that you may write.", ids=ids
+        ) from exc
 
 
 def _append(out: h5py.File, name: str, values: np.ndarray, start: int) -> None:
