@@ -28,6 +28,7 @@ def check_site(site: Site, *, job: bool = False) -> Generator[Finding, None, Non
         ("state folder", this_machine.home),
         ("model", this_machine.model),
         ("runtime", this_machine.runtime),
+        ("ring", this_machine.ring),
         ("source", source.source),
     )
     mover, launcher = site.config.mover.kind, site.config.launcher.kind

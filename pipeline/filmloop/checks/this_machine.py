@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 
 from filmloop.bootstrap import Site
 from filmloop.bundle import ONNX
+from filmloop.core.counted import counted
 from filmloop.core.finding import Finding
+from filmloop.core.memory import memory
 from filmloop.launching import chosen_model
 
 _MIN_FREE_BYTES = 2_000_000_000  # a few hundred shards, the registry's bundles, the logs
@@ -77,6 +79,24 @@ def model(site: Site) -> Finding:
     return Finding(
         item="model", state="ok", detail=f"{choice.name}: {parameters:,} parameters, frames {choice.frame_shape}"
     )
+
+
+def ring(site: Site) -> Finding:
+    """There is memory for the ring between the edge's stages."""
+    from filmloop.edge.ring import RingLayout
+
+    layout = RingLayout.of(site.config, labelled=False)
+    wanted, found = max(site.config.edge.ring_mb * 1e6, layout.size_bytes), memory()
+    shape = "x".join(map(str, site.config.frame_shape))
+    detail = f"{counted(layout.frames, 'frame')} of {shape} in {layout.size_bytes / 1e6:,.0f} MB of memory"
+    if wanted <= found.free_bytes:
+        return Finding(item="ring", state="ok", detail=detail)
+    here = f"this machine has {found.total_bytes / 1e6:,.0f} MB of memory, {found.free_bytes / 1e6:,.0f} MB of it free"
+    return Finding(
+        item="ring", state="fail" if wanted > found.total_bytes else "warn",
+        detail=f"{wanted / 1e6:,.0f} MB wanted for {counted(layout.frames, 'frame')} of {shape}; {here}",
+        hint=f"Lower [edge] ring_mb, {site.config.edge.ring_mb:g} MB: it is for the time that staging may lag behind.",
+    )  # fmt: skip
 
 
 def runtime(site: Site) -> Finding:

@@ -83,6 +83,11 @@ class RingLayout:
             labelled=labelled,
         )
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that such a ring takes."""
+        return _size(self)
+
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of everything in it, by name, in order."""
         image = (self.frames, *self.frame_shape)
