@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filmloop.config.schema import SiteConfig
@@ -30,6 +30,11 @@ _KINDS: dict[str, type[FilmloopError]] = {
     TransientError.__name__: TransientError,
     TerminatedError.__name__: TransientError,  # the trainer was told to stop, the cycle was not
 }
+_COLUMNS = {
+    "step": "step {:,.0f}", "elapsed_s": "{:,.0f} s", "loss": "loss {:.5g}", "nll": "hold-out {:.5g}", "mse": "hold-out {:.5g}",
+    "frames_per_s": "{:,.0f} frames/s", "learning_rate": "learning rate {:.3g}", "loader_idle_share": "idle share {:.3g}",
+}  # fmt: skip
+"""What of a trainer's progress is told, by its name there, in this order."""
 _GRACE_S = 120.0  # on top of the launcher's own deadline, for a launcher that is lost itself
 
 
@@ -115,6 +120,12 @@ def _error_of(status: LaunchStatus, job: TrainJob) -> FilmloopError:
     )
 
 
+def _in_columns(progress: Mapping[str, float]) -> str:
+    """The trainer's numbers, those first that say how far it is: a narrow terminal shows as many as it can."""
+    known = [words.format(progress[key]) for key, words in _COLUMNS.items() if key in progress]
+    return "  ".join(known + [f"{key} {value:,.6g}" for key, value in progress.items() if key not in _COLUMNS])
+
+
 def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: Callable[[str], None]) -> LaunchStatus:
     """Poll until the job ends; the seconds that it waits in a queue are no training."""
     shown: dict[str, float] | None = None
@@ -130,7 +141,7 @@ def _watch(launcher: Launcher, handle: str, end_s: float, poll_s: float, tell: C
         looked_s = now_s
         if status.progress and status.progress != shown:
             shown = status.progress
-            tell("  ".join(f"{key} {value:,.6g}" for key, value in shown.items()))
+            tell(_in_columns(shown))
         if time.monotonic() > end_s:
             launcher.cancel(handle)
             raise TrainingError(

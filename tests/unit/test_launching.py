@@ -65,6 +65,16 @@ def test_the_files_of_the_bundle_come_back_and_progress_is_told_once() -> None:
     assert told == ["step 10  loss 0.5"]
 
 
+def test_progress_begins_with_what_says_how_far_it_is() -> None:
+    numbers = {
+        "step": 1120, "loss": 0.605389, "frames_per_s": 5647.97, "learning_rate": 0.00584344,
+        "loader_idle_share": 0.00999, "elapsed_s": 66.75, "own": 3.0,
+    }  # fmt: skip
+    told: list[str] = []
+    run(Scripted(LaunchStatus(state="running", progress=numbers), DONE), told=told)
+    assert told == ["step 1,120  67 s  loss 0.60539  5,648 frames/s  learning rate 0.00584  idle share 0.00999  own 3"]
+
+
 @pytest.mark.parametrize("error", ["", "TransientError", "TerminatedError"])
 def test_a_lost_job_is_submitted_again(error: str) -> None:
     launcher = Scripted(ended("lost", error), RUNNING, ended("lost", error), DONE)

@@ -12,7 +12,8 @@ import typer
 
 from filmloop.bootstrap import open_ledger, open_registry, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
-from filmloop.cli.output import err, out, print_json, print_table, set_up_logs
+from filmloop.cli.output import brief, err, out, print_json, print_table, set_up_logs
+from filmloop.core.counted import counted
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError
 from filmloop.edge.control import request_look
@@ -100,7 +101,9 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
         for each in found.candidates
     ]
     columns = ("version", "nll", "over champion", "distance", "over constant", "on its own", "fits", "trained on")
-    print_table(f"{found.frames:,} held-out frames: {found.data.in_words() if found.data else ''}", columns, rows)
+    print_table(
+        f"{counted(found.frames, 'held-out frame')}: {found.data.in_words() if found.data else ''}", columns, rows
+    )
     out.print(found.message, markup=False)
 
 
@@ -124,7 +127,7 @@ def show(
     from rich.markdown import Markdown
 
     out.print(Markdown(info.description or f"# version {info.version}"))
-    print_table("tags", ("tag", "value"), sorted(info.tags.items()))
+    print_table("tags", ("tag", "value"), [(name, brief(value)) for name, value in sorted(info.tags.items())])
     out.print(info.url)
 
 

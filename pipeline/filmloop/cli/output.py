@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +17,14 @@ from rich.status import Status
 from rich.table import Table
 
 from filmloop.core import log
+from filmloop.core.counted import counted
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+_LONG = 120
+"""Characters of a tag that are shown."""
+_SPINNER = 2
+"""Characters that a live line begins with."""
 
 
 def set_up_logs(*, quiet: bool = False) -> None:
@@ -59,6 +65,36 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     out.print(table)
 
 
+def brief(text: str) -> str:
+    """A long JSON document as what its top level holds; any other text as it is."""
+    if len(text) <= _LONG:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(value, dict | list):
+        return text
+    parts = [f"{key}: {_held(below)}" for key, below in value.items()] if isinstance(value, dict) else map(_held, value)
+    head = textwrap.shorten(", ".join(parts), _LONG, placeholder=" ...")
+    return f"{head}  ({len(text):,} characters of JSON; all with --json)"
+
+
+def _held(value: Any) -> str:
+    if isinstance(value, dict):
+        return counted(len(value), "key")
+    if isinstance(value, list):
+        return counted(len(value), "value")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def fitting(text: str, width: int) -> str:
+    """As many columns of `text`, which two spaces part, as go into `width` characters: rich would cut within a number."""
+    while len(text) > width and "  " in text:
+        text = text.rpartition("  ")[0].rstrip()
+    return text
+
+
 class Progress:
     """Tells what a long command is doing: a live line on a terminal, plain lines elsewhere. Use as a context manager."""
 
@@ -90,7 +126,7 @@ class Progress:
         if self._live:
             if new:
                 err.print(line, style="dim", markup=False)
-            self._live.update(escape(f"{step}: {text}"))
+            self._live.update(escape(fitting(f"{step}: {text}", err.width - _SPINNER)))
         elif new or now_s - self._plain_s >= self._PLAIN_EVERY_S:
             err.print(line, markup=False)
             self._plain_s = now_s
