@@ -7,6 +7,7 @@ import pickle
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -184,6 +185,45 @@ CASES = {
         ("simulate", "/proc/x.h5"), 2, "/proc/x.h5 cannot be written", "may write"
     ),
     "frames below a file": Case(("simulate", "/etc/hosts/x.h5"), 2, "no folder /etc/hosts", "mkdir"),
+    "option that is none": Case(("status", "--frames"), 2, "No such option: --frames", "`filmloop status --help`"),
+    "option out of range": Case(
+        ("history", "--limit", "-1"), 2, "'--limit': it must be at least 1, not '-1'", "history --help"
+    ),
+    "option of another type": Case(
+        ("edge", "run", "--frames", "x"), 2, "it must be a whole number, not 'x'", "edge run --help"
+    ),
+    "option that is none of a few": Case(
+        ("whoami", "--role", "nope"), 2, "'--role': 'nope' is not one of 'data'", "whoami --help"
+    ),
+    "command that is none": Case(("stauts",), 2, "No such command 'stauts'", "`filmloop --help`"),
+    "recording of a name that is too long": Case(
+        ("evaluate", "--data", "x" * 300), 5, "No recording at", "replay:FILE"
+    ),
+    "recordings folder without a shard": Case(("evaluate", "--data", "."), 5, "holds no sealed shard", "one stream"),
+    "more hits than can be drawn": Case(
+        ("simulate", "x.h5", "--set", "source.conditions.gain=1e300"), 2, "lower pulses_mean", "[source]"
+    ),
+    "larger frames than can be drawn": Case(
+        ("simulate", "x.h5", "--set", "frame.channels=500000"), 2, "64,000,000 bins", "[source]"
+    ),
+    "drift to what cannot be": Case(
+        ("simulate", "x.h5", "--set", "source.drift=[{from_frame=1,set={gain=-1.0}}]"),
+        2,
+        "gain, which must be at least 0",
+        "[source]",
+    ),
+    "folder that is no bundle": Case(
+        ("evaluate", "--data", "F.h5", "--model", "."), 5, "is no bundle: there is no result.json", "models list"
+    ),
+    "bundle that is not there": Case(
+        ("evaluate", "--data", "F.h5", "--model", "no/bundle"), 5, "no/bundle is no bundle", "models list"
+    ),
+    "registry of others that is away": Case(
+        ("registry", "start", "--set", "registry.uri=http://127.0.0.1:1"),
+        3,
+        "Nothing answers at http://127.0.0.1:1",
+        "[registry] uri",
+    ),
     "dead channel that is not there": Case(
         ("simulate", "x.h5", "--set", "source.conditions.dead_channels=[99]"), 2, "99", "[source]"
     ),
@@ -201,6 +241,9 @@ def test_a_state_folder_that_cannot_be_one_is_refused_for_good(filmloop: Any, tm
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_command_says_what_and_how_to_mend_it(filmloop: Any, tmp_path: Path, name: str) -> None:
     case = CASES[name]
+    if "F.h5" in case.words:
+        with h5py.File(tmp_path / "F.h5", "w") as file:
+            file["Ximg"] = np.ones((8, 16, 128), np.uint8)
     argv = filmloop(tmp_path / "home").argv(*case.words, "--json")
     check_refusal(filmloop(tmp_path / "home"), argv, tmp_path, case)
 
@@ -261,3 +304,11 @@ def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(
     (disk / "ballast").unlink()
     assert command.json("shards", "verify") == whole
     assert whole["shards"] == whole["whole"] > 0
+
+
+@pytest.mark.parametrize("folder", ["absent", "file", "/proc"])
+def test_a_benchmark_that_has_nowhere_to_write_says_so(filmloop: Any, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    command = filmloop(tmp_path / "home")
+    argv = [sys.executable, "-m", "filmloop.cli", "bench", "stage", "--quick", "--json", "--folder", folder]
+    check_refusal(command, argv, tmp_path, Case((), 2, f"Nothing can be written to {folder}: ", "--folder"))

@@ -24,6 +24,9 @@ class DriftSchedule:
     bins on its way and `dead_channels` changes at `from_frame`. Where steps overlap, the later one starts from where
     the earlier one is at that frame.
 
+    Attributes:
+        corners: The conditions at the beginning and after each step.
+
     Raises:
         ValueError: a step leads to conditions that are not allowed (pydantic's `ValidationError` is one).
     """
@@ -32,9 +35,10 @@ class DriftSchedule:
         self.conditions = conditions
         self.steps = tuple(sorted(drift, key=lambda step: step.from_frame))
         values = conditions.model_dump()
+        self.corners = [conditions]
         for step in self.steps:
             values |= step.set
-            Conditions.model_validate(values)
+            self.corners.append(Conditions.model_validate(values))
 
     @property
     def dead_sets(self) -> list[tuple[int, ...]]:

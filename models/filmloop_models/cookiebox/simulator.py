@@ -23,6 +23,12 @@ from filmloop_models.cookiebox.forward import Shots, draw_counts, expected_lines
 BLOCK_FRAMES = 256
 """Frames of a random block: part of what a seed means, so it never changes."""
 
+MOST_BINS = 2**21
+"""Of a frame: the counts of a block of such frames are 4 GB."""
+
+MOST_HITS = 1_000_000
+"""Of a frame, on average: each is drawn, and held for a whole block. 16x128 bins that all saturate have 522,240."""
+
 SASE_MODES = 10.0
 """Shape of the gamma law of a sub-pulse's energy: M modes spread it by 1/sqrt(M) = 0.32, relative (Saldin,
 Schneidmiller, Yurkov, The Physics of Free Electron Lasers, 2000, chapter 6). The public simulated set has 0.31."""
@@ -75,7 +81,8 @@ class CookieBoxSimulator:
         frame_shape: (C, E).
 
     Raises:
-        ValueError: a drift step leads to conditions that are not allowed, or a dead channel does not exist.
+        ValueError: a drift step leads to conditions that are not allowed, a dead channel does not exist, or a frame has
+            more bins or hits than can be drawn.
     """
 
     def __init__(
@@ -91,6 +98,16 @@ class CookieBoxSimulator:
         for dead in self._schedule.dead_sets:
             if wrong := [channel for channel in dead if not 0 <= channel < frame_shape[0]]:
                 raise ValueError(f"dead_channels names {wrong}, but channels are 0 to {frame_shape[0] - 1}")
+        if (bins := frame_shape[0] * frame_shape[1]) > MOST_BINS:
+            raise ValueError(
+                f"a frame of {frame_shape} has {bins:,} bins, more than the {MOST_BINS:,} that can be drawn"
+            )
+        for now in self._schedule.corners:
+            if (hits := _hits_of(now, frame_shape)) > MOST_HITS:
+                raise ValueError(
+                    f"conditions and drift come to {hits:.3g} hits a frame, more than {MOST_HITS:,}: lower pulses_mean, "
+                    "hits_per_pulse, intensity, gain or dark_per_bin"
+                )
         self._seed = seed
         self._spread_C = self._stream(_GAIN, 0).standard_normal(frame_shape[0])
         self._kept: tuple[int, bool, SimulatedFrames] | None = None
@@ -188,6 +205,13 @@ def _cut(frames: SimulatedFrames, part: slice) -> SimulatedFrames:
     values: dict[str, Any] = {field.name: getattr(frames, field.name) for field in fields(frames)}
     cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in values.items()}
     return SimulatedFrames(**cut)
+
+
+def _hits_of(now: Conditions, frame_shape: tuple[int, int]) -> float:
+    """What a frame costs to draw: its mean number of hits, generously, and of sub-pulses in all channels."""
+    channels, bins = frame_shape
+    gain = now.gain * (1 + 4 * now.gain_spread) * (1 + now.secondary_fraction)
+    return now.pulses_mean * (now.hits_per_pulse * now.intensity * gain + channels) + now.dark_per_bin * channels * bins
 
 
 def _join(parts: Sequence[SimulatedFrames]) -> SimulatedFrames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -56,7 +57,9 @@ def latency(seconds: Seconds = 15.0, folder: Folder = None, quick: Quick = False
 @app.command()
 def swap(
     swaps: Annotated[int, typer.Option(help="How many.", min=1)] = 1000,
-    rate_hz: Annotated[float, typer.Option(help="Frames a second meanwhile.")] = 100_000.0,
+    rate_hz: Annotated[
+        float, typer.Option(help="Frames a second meanwhile; 0 is as fast as it can.", min=0)
+    ] = 100_000.0,
     folder: Folder = None,
     quick: Quick = False,
     json: AsJson = False,
@@ -70,7 +73,9 @@ def swap(
 @app.command()
 def soak(
     seconds: Seconds = 600.0,
-    rate_hz: Annotated[float, typer.Option(help="Frames a second: some 80 % of what `bench edge` says.")] = 150_000.0,
+    rate_hz: Annotated[
+        float, typer.Option(help="Frames a second: some 80 % of what `bench edge` says.", min=0)
+    ] = 150_000.0,
     folder: Folder = None,
     quick: Quick = False,
     json: AsJson = False,
@@ -223,7 +228,14 @@ def globus(
 
 @contextmanager
 def _scratch(folder: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder) as name:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="filmloop-bench-", dir=folder)
+    except OSError as exc:
+        raise ConfigError(
+            f"Nothing can be written to {folder or tempfile.gettempdir()}: {os.strerror(exc.errno or 0).lower()}.",
+            hint="Name a folder on a local disk that you may write with --folder.",
+        ) from exc
+    with made as name:
         yield Path(name)
 
 

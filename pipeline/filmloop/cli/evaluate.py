@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from filmloop.bootstrap import open_registry, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import Progress, print_json, print_table, set_up_logs
 from filmloop.core.counted import counted
+from filmloop.core.errors import DataError
 
 
 def evaluate(
@@ -29,14 +31,22 @@ def evaluate(
     """
     set_up_logs(quiet=True)
     from filmloop.adapters.sources.replay import read_labelled
-    from filmloop.bundle import verify_bundle
+    from filmloop.bundle import RESULT, verify_bundle
 
     site = open_site(site_file, sets=sets or (), source=f"replay:{data}")
     with Progress() as tell:
         tell("read", data)
         counts, labels, pulse_ids = read_labelled(Path(data), limit)
         folder = Path(model)
-        if (folder / "result.json").is_file():
+        is_bundle = os.path.isfile(folder / RESULT)  # says no, too, of a name that no file can have
+        if not is_bundle and ("/" in model or model.startswith(".")):
+            raise DataError(
+                f"{folder} is no bundle: there is no {RESULT} in it.",
+                hint="Name a bundle's folder, as cycles/<cycle_id>/bundle in the state folder, or a version of "
+                "`filmloop models list`.",
+                ids={"path": str(folder)},
+            )
+        if is_bundle:
             verify_bundle(folder)
         else:
             from filmloop.shipping import local_bundle

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 
 import filmloop
@@ -27,7 +28,8 @@ from filmloop.cli import (
     worker,
 )
 from filmloop.cli.output import err, print_json
-from filmloop.core.errors import FilmloopError
+from filmloop.core.errors import ConfigError, FilmloopError, TransientError
+from filmloop.core.wording import in_words
 
 app = typer.Typer(
     help="Keeps the AI model in front of an X-ray laser fresh: watch, stage, retrain, judge, swap.",
@@ -70,20 +72,53 @@ def _root(
 def run() -> None:
     """Entry point: run a command; an error of ours becomes its message, its hint and its exit code."""
     try:
-        app(standalone_mode=True)
+        # Not standalone: a wrong option is an error of ours too, in our words.
+        code = app(standalone_mode=False, prog_name="filmloop")
     except FilmloopError as exc:
-        if "--json" in sys.argv:
-            print_json(exc.as_dict())
-        err.print(f"[red]{type(exc).__name__}[/red] {escape(exc.message)}")
-        for name, value in exc.ids.items():
-            err.print(f"  {name}: {value}", markup=False)
-        if exc.hint:
-            err.print(f"  hint: {exc.hint}", markup=False)
-        sys.exit(exc.exit_code)
+        _refuse(exc)
+    except MemoryError as exc:
+        _refuse(
+            TransientError(
+                f"There is not enough memory: {str(exc) or 'nothing is left'}.".replace("..", "."),
+                hint="Lower [frame] or edge.ring_mb in the site file; `filmloop site check` says what this machine has.",
+            )
+        )
     except Exception as exc:
+        if (refusal := wrong_call(exc)) is not None:
+            _refuse(refusal)
+        if type(exc).__name__ == "NoArgsIsHelpError":  # the help was shown instead
+            sys.exit(ConfigError.exit_code)
         traceback.print_exc()
         err.print(f"{type(exc).__name__}: this is a bug in filmloop; please report the lines above", markup=False)
         sys.exit(FilmloopError.exit_code)
+    sys.exit(code or 0)
+
+
+def _refuse(exc: FilmloopError) -> NoReturn:
+    if "--json" in sys.argv:
+        print_json(exc.as_dict())
+    err.print(f"[red]{type(exc).__name__}[/red] {escape(exc.message)}")
+    for name, value in exc.ids.items():
+        err.print(f"  {name}: {value}", markup=False)
+    if exc.hint:
+        err.print(f"  hint: {exc.hint}", markup=False)
+    sys.exit(exc.exit_code)
+
+
+def wrong_call(exc: Exception) -> ConfigError | None:
+    """A word, an option or a value of the command line that the command does not take; None for any other exception.
+
+    Typer's exceptions are its own or click's, by its version: what both have is looked for.
+    """
+    context = getattr(exc, "ctx", None)
+    if not hasattr(exc, "format_message") or type(exc).__name__ == "NoArgsIsHelpError":
+        return None
+    said, inner = exc.format_message().strip().rstrip("."), exc.__cause__
+    if isinstance(inner, ValidationError):
+        error = inner.errors()[0]
+        said = f"{said.partition(': ')[0]}: {'' if error['type'] == 'value_error' else 'it '}{in_words(error)}"
+    called = getattr(context, "command_path", "filmloop")
+    return ConfigError(f"{said}.", hint=f"`{called} --help` lists what it takes.")
 
 
 if __name__ == "__main__":

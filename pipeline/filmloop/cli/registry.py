@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import urllib.error
+import urllib.request
+
 import typer
 
 from filmloop.bootstrap import open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import err, out, print_json, set_up_logs
-from filmloop.core.errors import ConfigError
+from filmloop.core.errors import ConfigError, TransientError
 
 app = typer.Typer(help="The model registry: an MLflow server.", no_args_is_help=True)
 
@@ -35,11 +39,32 @@ def start(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -
 
     site = open_site(site_file, sets=sets or ())
     uri = registry_uri(site, start=True)
+    if site.config.registry.uri:
+        _require_answer(uri, site.config.registry.timeout_s)
     page = f"{uri}/#/models/{site.config.registered_model}"
     if json:
         print_json({"uri": uri, "model": site.config.registered_model, "page": page})
     else:
         out.print(f"registry UI: {page}")
+
+
+def _require_answer(uri: str, timeout_s: float) -> None:
+    """See that a server that others run is there; what it says, as that a login is missing, is no matter here.
+
+    Raises:
+        TransientError: nothing answers.
+    """
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_s):
+            return
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        raise TransientError(
+            f"Nothing answers at {uri}, the registry that the site file names: {getattr(exc, 'reason', exc)}.",
+            hint="Only its own people can start it; without [registry] uri filmloop starts one here.",
+            ids={"uri": uri},
+        ) from exc
 
 
 @app.command("stop")

@@ -20,6 +20,7 @@ from filmloop.core.fsio import disk_errors
 from filmloop.core.wording import shown
 
 DEFAULT_SITE = Path("site_configs/local.toml")
+_NO_FILE = "site"
 
 
 def find_site(given: Path | None) -> Path:
@@ -65,26 +66,31 @@ def load_site(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    kind = path.suffix[1:].upper() or "TOML"
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         with disk_errors(path):
             text = path.read_text(encoding="utf-8")
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
-    except (ValueError, RecursionError) as exc:  # also of bytes that are no text, or a number with too many digits
+    except (ValueError, RecursionError) as exc:  # also of a number with too many digits
+        why = "it is no text in UTF-8" if isinstance(exc, UnicodeDecodeError) else exc
         raise ConfigError(
-            f"{path} is not valid {kind}: {exc}.",
+            f"{path} is not valid {kind}: {why}.",
             hint="Compare with site_configs/local.toml.",
             ids={"path": str(path)},
         ) from exc
     except DataError as exc:
         raise ConfigError(exc.message, hint=exc.hint, ids=exc.ids) from exc
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no table of keys and values.", ids={"path": str(path)})
+        raise ConfigError(
+            f"{path} holds no table of keys and values.",
+            hint="Compare with site_configs/local.toml.",
+            ids={"path": str(path)},
+        )
     return values
 
 
 def parse_site(
-    values: Mapping[str, Any], *, where: str = "site", options: Mapping[str, str] | None = None
+    values: Mapping[str, Any], *, where: str = _NO_FILE, options: Mapping[str, str] | None = None
 ) -> SiteConfig:
     """Validate plain values.
 
@@ -107,7 +113,7 @@ def parse_site(
     raise ConfigError(
         " ".join(f"{who}: {'; '.join(texts)}." for who, texts in told.items()),
         hint=f"docs/reference/config.md lists every key{again}.",
-        ids={"path": where} if file else None,
+        ids={"path": where} if file and where != _NO_FILE else None,
     )
 
 

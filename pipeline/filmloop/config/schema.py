@@ -29,11 +29,21 @@ __all__ = [
 ]
 
 
+_MOST_BINS = 2**26
+"""Of a frame. A batch of the smallest kind, 256 such frames of uint8, is 17 GB."""
+
+
 class FrameSection(Section):
     """Shape of a frame."""
 
     channels: int = Field(16, ge=1, description="angles; first axis of a frame")
     energy_bins: int = Field(128, ge=1, description="energies; second axis of a frame")
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> Self:
+        if (bins := self.channels * self.energy_bins) > _MOST_BINS:
+            raise ValueError(f"a frame of {self.channels} x {self.energy_bins} has {bins:,} bins, above {_MOST_BINS:,}")
+        return self
 
 
 class ModelSection(Section):

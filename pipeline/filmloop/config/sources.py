@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from filmloop.config.forms import SOCKET_ADDRESS
 from filmloop.config.section import Section
@@ -12,7 +12,18 @@ from filmloop.core.documents import Seed
 from filmloop.core.types import MAX_RUN
 from filmloop_models.cookiebox.conditions import Conditions, DriftStep
 
-Endpoint = Annotated[str, Field(pattern=SOCKET_ADDRESS)]
+_MOST_PORT = 65535
+
+
+def _with_a_port_that_exists(address: str) -> str:
+    """ZeroMQ takes a port beyond the last one, without a word, for another."""
+    port = address.rpartition(":")[2]
+    if address.startswith("tcp://") and port.isdecimal() and int(port[:9]) > _MOST_PORT:
+        raise ValueError(f"{address} names a port above {_MOST_PORT}")
+    return address
+
+
+Endpoint = Annotated[str, Field(pattern=SOCKET_ADDRESS), AfterValidator(_with_a_port_that_exists)]
 
 
 class SimulatorSource(Section):

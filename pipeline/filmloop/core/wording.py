@@ -49,6 +49,7 @@ def in_words(error: Mapping[str, Any]) -> str:
     kind = error["type"]
     told = {name: f"{v:g}" if isinstance(v, float) else v for name, v in error.get("ctx", {}).items()}
     text = _WORDS.get(kind, "does not fit").format_map(told)
+    text = text.rstrip(".")
     return text if kind in _WITHOUT_VALUE else f"{text}, not {shown(error['input'])}"
 
 

@@ -193,8 +193,9 @@ def _previous(registry: Registry, trail: AuditTrail, current: str) -> str:
     for version in reversed(champions[:-1]):
         if version and registry.get(version) is not None:
             return version
+    before = f" before {_named(current)}" if current else ""
     raise ConfigError(
-        f"There was no champion of {registry.model} before {_named(current)}.",
+        f"There was no champion of {registry.model}{before}.",
         hint="`filmloop models list` shows all versions; `filmloop models rollback --to VERSION` takes any of them.",
         ids={"model": registry.model, "champion": current},
     )

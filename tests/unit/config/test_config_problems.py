@@ -94,6 +94,11 @@ def test_no_key_is_refused_in_the_words_of_the_library() -> None:
         ({"launcher": {"kind": "slurm", "account": "a b"}}, "launcher.account must be one word"),
         ({"registry": {"experiment": 2026}}, "registry.experiment must be text in quotes, not 2026"),
         ({"edge": {"tune": "maybe"}}, "edge.tune must be true or false, not 'maybe'"),
+        ({"frame": {"channels": 10**5, "energy_bins": 10**5}}, "a frame of 100000 x 100000 has 10,000,000,000 bins"),
+        (
+            {"source": {"kind": "zeromq", "endpoints": ["tcp://a:65535", "tcp://*:99999"]}},
+            "site.toml: source.endpoints[1]: tcp://*:99999 names a port above 65535.",
+        ),
         ({"edge": {"ring_mb": float("inf")}}, "edge.ring_mb must be a finite number, not inf"),
     ],
 )  # fmt: skip
@@ -217,6 +222,12 @@ def test_each_problem_is_told_of_whoever_gave_the_value(site: Path) -> None:
 def test_an_override_without_a_key_is_refused(site: Path, given: str) -> None:
     with pytest.raises(ConfigError, match="names no key"):
         open_site(site, sets=[given])
+
+
+def test_a_file_of_another_kind_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "frames.h5").write_bytes(b"\x89HDF\xff\xfe")
+    with pytest.raises(ConfigError, match=r"frames\.h5 is not valid TOML: it is no text in UTF-8\."):
+        load_site(tmp_path / "frames.h5")
 
 
 @pytest.mark.parametrize(("name", "text"), [("x.json", "[1]"), ("x.json", "3"), ("x.toml", f"site = {'9' * 5000}")])

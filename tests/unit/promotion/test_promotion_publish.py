@@ -112,6 +112,11 @@ def test_rolling_back_repeatedly_walks_back_and_then_refuses(registry, trail):
     assert registry.get("champion").version == "1"
 
 
+def test_without_a_champion_there_is_nothing_to_roll_back_to(registry, trail):
+    with pytest.raises(ConfigError, match=r"There was no champion of local-mixer-4x8\.$"):
+        rollback(registry, trail, who="anna", why="drift")
+
+
 def test_a_new_champion_after_a_rollback_rolls_back_to_what_was_live(registry, trail):
     champions(registry, trail, "1", "2", "3")
     rollback(registry, trail, who="anna", why="drift")

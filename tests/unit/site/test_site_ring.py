@@ -37,10 +37,12 @@ def test_a_ring_of_more_memory_than_there_is_fails_with_the_key(file: Path, ring
     assert "[edge] ring_mb" in found.hint
 
 
-def test_a_ring_for_huge_frames_is_as_large_as_a_batch_of_them(file: Path) -> None:
-    found = this_machine.ring(with_ring(file, 1, "frame.channels=100000", "frame.energy_bins=100000"))
+def test_a_ring_for_huge_frames_is_as_large_as_a_batch_of_them(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Memory(total_bytes=4_000_000_000, free_bytes=3_000_000_000)
+    monkeypatch.setattr(this_machine, "memory", lambda: small)
+    found = this_machine.ring(with_ring(file, 1, "frame.channels=4096", "frame.energy_bins=4096"))
     assert found.state == "fail"
-    assert "512 frames of 100000x100000" in found.detail
+    assert "512 frames of 4096x4096" in found.detail
 
 
 def test_a_ring_of_more_memory_than_is_free_is_a_warning(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def open_hdf5(path: Path) -> Recording:
         file = h5py.File(path, "r", locking="best-effort")
     except OSError as exc:
         raise DataError(
-            f"{path} is not a readable HDF5 file: {exc}.",
+            f"{path} is not a readable HDF5 file: {_why(exc, path)}.",
             hint="A recording is an HDF5 file or a folder of sealed shards.",
             ids={"path": str(path)},
         ) from exc
@@ -72,6 +73,17 @@ def open_hdf5(path: Path) -> Recording:
         if isinstance(exc, _UNREADABLE):
             raise _unfit(path, f"what it holds cannot be read: {exc!r}") from exc
         raise
+
+
+def _why(exc: OSError, path: Path) -> str:
+    """What the system says, or what HDF5 means."""
+    if exc.errno:
+        return os.strerror(exc.errno).lower()
+    if not path.stat().st_size:
+        return "it is empty"
+    if not h5py.is_hdf5(path):
+        return "it is of another kind"
+    return "it was cut off" if "truncated" in str(exc) else "it is damaged"
 
 
 def _recognise(file: h5py.File, path: Path) -> Recording:

@@ -35,7 +35,7 @@ def open_recording(path: Path) -> Recording:
     Raises:
         DataError: absent, of an unknown form, or without a frame.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # says no, too, of a name that no file can have
         raise DataError(
             f"No recording at {path}.",
             hint="Check the path: [source] path in the site file, or --source replay:FILE.",

@@ -73,7 +73,9 @@ class ShardRecording:
     def _require_one(self, folder: Path, what: str, found: set[str]) -> None:
         if len(found) != 1:
             raise DataError(
-                f"{folder} holds shards of {len(found)} {what}{': ' if found else ''}{', '.join(sorted(found))}.",
+                f"{folder} holds shards of {len(found)} {what}: {', '.join(sorted(found))}."
+                if found
+                else f"{folder} holds no sealed shard.",
                 hint="Name a folder with the sealed shards of one stream, e.g. <home>/stage/<stream>.",
                 ids={"path": str(folder)},
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from pydantic import ValidationError
 
 from filmloop.adapters.sources.paced import PacedSource
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.errors import ConfigError
 from filmloop.core.types import SATURATED, FrameBlock
+from filmloop.core.wording import in_words
 from filmloop_models.cookiebox.simulator import BLOCK_FRAMES, CookieBoxSimulator
 
 
@@ -15,13 +17,17 @@ def set_up(section: SimulatorSource, frame_shape: tuple[int, int]) -> CookieBoxS
     """The site's simulator.
 
     Raises:
-        ConfigError: the drift schedule or a dead channel does not fit.
+        ConfigError: the drift schedule, a dead channel or the number of hits does not fit.
     """
     try:
         return CookieBoxSimulator(section.conditions, seed=section.seed, drift=section.drift, frame_shape=frame_shape)
     except ValueError as exc:
+        why = str(exc)
+        if isinstance(exc, ValidationError):
+            first = exc.errors()[0]
+            why = f"[[source.drift]] sets {'.'.join(map(str, first['loc']))}, which {in_words(first)}"
         raise ConfigError(
-            f"The simulator cannot be set up: {exc}.",
+            f"The simulator cannot be set up: {why}.",
             hint="See [source] in the site file; `filmloop site check` reads it again.",
         ) from exc
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from filmloop.adapters.sources.simulator import set_up
 from filmloop.config.schema import SimulatorSource
 from filmloop.core.errors import ConfigError
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, translate_os_error
-from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
 _BLOCK_FRAMES = 2048
 
@@ -35,12 +35,7 @@ def write_simulated(
         TransientError: the disk refuses; no file is left.
     """
     _require_place(target)
-    try:
-        simulator = CookieBoxSimulator(
-            section.conditions, seed=section.seed, drift=section.drift, frame_shape=frame_shape
-        )
-    except ValueError as exc:
-        raise ConfigError(f"The simulator cannot be set up: {exc}.", hint="See [source] in the site file.") from exc
+    simulator = set_up(section, frame_shape)
     part = target.with_name(f"{target.name}.part")
     hits = 0
     try:
