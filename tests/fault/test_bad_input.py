@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -304,6 +305,29 @@ def test_a_full_disk_is_a_transient_error_and_what_was_sealed_stays_whole(
     (disk / "ballast").unlink()
     assert command.json("shards", "verify") == whole
     assert whole["shards"] == whole["whole"] > 0
+
+
+@pytest.mark.parametrize("words", [("status",), ("shards", "list", "--json")])
+def test_output_that_goes_nowhere_is_no_bug(filmloop: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
+    command = filmloop(tmp_path / "home")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command.argv(*words), env=command.env(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert done.returncode == 3, done.stderr
+    assert "No space left to write what the command prints" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_with_its_exit_code_and_no_traceback(filmloop: Any, tmp_path: Path) -> None:
+    command = filmloop(tmp_path / "home")
+    process = command.start("site", "check", "--source", f"zeromq:ipc://{tmp_path}/nobody")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("folder", ["absent", "file", "/proc"])

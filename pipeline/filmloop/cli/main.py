@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,6 +32,7 @@ from filmloop.cli import (
 )
 from filmloop.cli.output import err, print_json
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
+from filmloop.core.fsio import translate_os_error
 from filmloop.core.wording import in_words
 
 app = typer.Typer(
@@ -54,6 +58,9 @@ app.add_typer(worker.app, name="worker")
 app.add_typer(shards.app, name="shards")
 app.add_typer(models.app, name="models")
 app.add_typer(site.app, name="site")
+
+
+_OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def _version(show: bool) -> None:
@@ -84,7 +91,7 @@ def run() -> None:
             )
         )
     except Exception as exc:
-        if (refusal := wrong_call(exc)) is not None:
+        if (refusal := wrong_call(exc) or _refusal_of_the_system(exc)) is not None:
             _refuse(refusal)
         if type(exc).__name__ == "NoArgsIsHelpError":  # the help was shown instead
             sys.exit(ConfigError.exit_code)
@@ -96,13 +103,21 @@ def run() -> None:
 
 def _refuse(exc: FilmloopError) -> NoReturn:
     if "--json" in sys.argv:
-        print_json(exc.as_dict())
+        with suppress(OSError):
+            print_json(exc.as_dict())
     err.print(f"[red]{type(exc).__name__}[/red] {escape(exc.message)}")
     for name, value in exc.ids.items():
         err.print(f"  {name}: {value}", markup=False)
     if exc.hint:
         err.print(f"  hint: {exc.hint}", markup=False)
     sys.exit(exc.exit_code)
+
+
+def _refusal_of_the_system(exc: Exception) -> FilmloopError | None:
+    """A full disk, a right that is missing, a name that is too long, where nobody foresaw it: no bug."""
+    if not isinstance(exc, OSError) or exc.errno not in _OF_THE_SYSTEM:
+        return None
+    return translate_os_error(exc, Path(exc.filename or "what the command prints"))
 
 
 def wrong_call(exc: Exception) -> ConfigError | None:
