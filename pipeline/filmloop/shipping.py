@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from filmloop.ports.registry import Registry
 from filmloop.staging.catalog import SealedShard
 
 _MOVE_ATTEMPTS = 3
+_LAST_SHARE = 0.1
+"""In the last tenth of its time a move is not begun anew: an attempt that failed then was given up for its deadline."""
 _KINDS: dict[str, type[FilmloopError]] = {
     kind.__name__: kind for kind in (DataError, VerificationError, CancelledError, TransientError)
 }
@@ -123,8 +126,8 @@ def move(
 ) -> dict[str, int]:
     """Submit and poll until all files have arrived; a move that failed for a passing reason is submitted again.
 
-    All attempts are one move to the mover: what one has brought is not sent again by the next. What it waits for is
-    told whenever that changes.
+    `deadline_s` is for all attempts together, and they are one move to the mover: what one has brought is not sent again
+    by the next. What it waits for is told whenever that changes.
 
     Raises:
         DataError: a file is not what it should be.
@@ -132,7 +135,7 @@ def move(
         TransientError: the deadline passed, or three attempts failed for a passing reason; the next call goes on.
         FilmloopError: the mover failed for a reason that nobody foresaw.
     """
-    said = ""
+    said, end_s = "", time.monotonic() + deadline_s
     for _ in range(_MOVE_ATTEMPTS):
         handle = mover.submit(direction, items, key=key)
         keep_handle(handle)
@@ -149,12 +152,12 @@ def move(
             return None
 
         status = wait_until(
-            ended, deadline_s=deadline_s, what=f"The move {direction}", first_s=0.02, cap_s=poll_s, last=lambda: said,
-            hint="Rerun: it goes on where it was. [mover] deadline_s allows it more time.",
+            ended, deadline_s=deadline_s, end_s=end_s, what=f"The move {direction}", first_s=0.02, cap_s=poll_s,
+            last=lambda: said, hint="Rerun: it goes on where it was. [mover] deadline_s allows it more time.",
         )  # fmt: skip
         if status.state == "succeeded":
             return {"files": len(items), "bytes": sum(item.size_bytes for item in items)}
-        if not status.retryable:
+        if not status.retryable or end_s - time.monotonic() < _LAST_SHARE * deadline_s:
             break
     raise _error_of(status, f"The move {direction} failed: {status.detail}")
 

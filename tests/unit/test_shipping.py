@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +85,33 @@ def test_a_passing_failure_is_submitted_three_times_and_stays_a_passing_one() ->
     with pytest.raises(TransientError, match="what happened") as caught:
         run(mover)
     assert (type(caught.value), mover.submitted) == (TransientError, 3)
+
+
+class Overdue(Scripted):
+    """A mover that gives up a little before the deadline of whoever waits, as that of Globus does, again and again."""
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__()
+        self.after_s, self.since_s = after_s, 0.0
+
+    def submit(self, direction: Direction, items: Sequence[MoveItem], *, key: str) -> str:
+        self.since_s = time.monotonic()
+        return super().submit(direction, items, key=key)
+
+    def poll(self, handle: str) -> MoveStatus:
+        overdue = time.monotonic() - self.since_s >= self.after_s
+        return failed("OverdueError", retryable=True) if overdue else waits("Globus cannot be reached")
+
+
+def test_the_deadline_is_for_all_attempts_together() -> None:
+    mover, begun_s = Overdue(0.95), time.monotonic()
+    with pytest.raises(TransientError, match="what happened"):
+        run(mover, deadline_s=1.0)
+    assert (mover.submitted, time.monotonic() - begun_s < 1.3) == (1, True)
+    mover, begun_s = Overdue(0.6), time.monotonic()
+    with pytest.raises(TransientError, match="did not happen within 1 s: Globus cannot be reached"):
+        run(mover, deadline_s=1.0)
+    assert (mover.submitted, time.monotonic() - begun_s < 1.3) == (2, True)
 
 
 def test_a_bundle_that_was_kept_is_not_downloaded_and_a_damaged_one_is(

@@ -15,6 +15,7 @@ def wait_until(
     ready: Callable[[], T | None],
     *,
     deadline_s: float,
+    end_s: float | None = None,
     what: str,
     hint: str = "",
     first_s: float = 0.05,
@@ -23,10 +24,12 @@ def wait_until(
 ) -> T:
     """Poll `ready` with a growing pause until it returns something other than None.
 
+    `end_s` is when the deadline passes, by the monotonic clock, for a wait that others have used up in part.
+
     Raises:
         TransientError: `deadline_s` seconds passed; `what` names the thing waited for, `last` what was seen of it.
     """
-    end, pause_s = time.monotonic() + deadline_s, first_s
+    end, pause_s = time.monotonic() + deadline_s if end_s is None else end_s, first_s
     while True:
         found = ready()
         if found is not None:
