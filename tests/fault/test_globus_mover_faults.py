@@ -19,7 +19,7 @@ from filmloop.adapters.globus.transfer.attempts import Attempts
 from filmloop.adapters.globus.transfer.client import REPEATS
 from filmloop.adapters.globus.transfer.mover import GlobusMover
 from filmloop.config.paths import Home
-from filmloop.core.errors import AuthError, DataError
+from filmloop.core.errors import AuthError, DataError, TransientError
 from filmloop.shipping import shard_items, shard_paths
 from filmloop.staging.verify import verify_shard
 from filmloop.testing.contracts.mover import ended
@@ -146,6 +146,44 @@ def test_a_full_queue_is_waited_for(scenario: Scenario) -> None:
     assert scenario.run().state == "succeeded"
     assert scenario.fired("pending_limit") == 3
     scenario.check()
+
+
+@pytest.mark.parametrize(
+    "match", [{}, {"route": "POST /v2/oauth2/token"}, POST_TRANSFER, GET_TASK], ids=["all", "token", "submit", "poll"]
+)  # fmt: skip
+def test_a_service_that_does_not_answer_ends_a_move_at_its_deadline_not_at_its_own(
+    scenario: Scenario, match: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    scenario.fault("slow", times=-1, seconds=10.0, match=match)
+    status, took_s = timed(lambda: scenario.run(deadline_s=3.0, request_timeout_s=30.0))
+    assert scenario.fired("slow") >= 1
+    assert (status.state, status.retryable, status.error) == ("failed", True, "OverdueError")
+    assert "Globus did not answer in time" in status.detail
+    assert took_s < 7, "3 s, and 2 s in which a task would be cancelled"
+    assert caplog.text.count("waiting for Globus") == 1
+
+
+def test_a_service_that_does_not_answer_is_told_at_the_first_time_and_when_it_answers_again(
+    scenario: Scenario, caplog: pytest.LogCaptureFixture
+) -> None:
+    scenario.fault("cut", times=2, match=GET_TASK)
+    with caplog.at_level("INFO", "filmloop"):
+        assert scenario.run().state == "succeeded"
+    told = [record for record in caplog.records if record.name.endswith("patience")]
+    assert [record.levelname for record in told] == ["WARNING", "INFO"]
+    assert told[0].message == "waiting for Globus: Globus does not answer (ConnectionError)."
+    assert told[1].message == "Globus answers again (after 2 failures)"
+
+
+def test_a_deletion_at_a_service_that_does_not_answer_ends_at_the_deadline(scenario: Scenario) -> None:
+    mover = scenario.site.make(deadline_s=3.0, request_timeout_s=30.0)
+    assert scenario.run(mover).state == "succeeded"
+    scenario.fault("slow", times=-1, seconds=10.0)
+    begun_s = time.monotonic()
+    with pytest.raises(TransientError, match="did not answer in time"):
+        mover.discard(["there"], key="d1")
+    assert time.monotonic() - begun_s < 5
+    scenario.hosted.clear_faults()
 
 
 @pytest.mark.slow

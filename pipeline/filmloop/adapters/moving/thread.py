@@ -81,7 +81,11 @@ class MoveThread(ABC):
 
     def overdue(self) -> bool:
         """Whether the deadline has passed."""
-        return time.monotonic() > self._end_s
+        return self.left_s() < 0
+
+    def left_s(self) -> float:
+        """Until the deadline; negative once it has passed."""
+        return self._end_s - time.monotonic()
 
     def keep_on(self) -> None:
         """Go on, unless the move was cancelled or takes too long.

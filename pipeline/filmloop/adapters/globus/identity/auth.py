@@ -20,8 +20,8 @@ from globus_sdk.globus_app.protocols import LoginFlowManagerProvider
 from globus_sdk.login_flows import LoginFlowManager
 from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, Scope, TransferScopes
 from globus_sdk.token_storage import MemoryTokenStorage, TokenStorage
-from globus_sdk.transport import RequestsTransport, RetryConfig
 
+from filmloop.adapters.globus.bounded import UNBOUNDED, BoundedTransport, Bounds, bounded_retries
 from filmloop.adapters.globus.errors import globus_errors
 from filmloop.adapters.globus.identity.tokenstore import TokenStore
 from filmloop.adapters.globus.identity.who import Identity, Role, identity_of, login_command, remember_identity
@@ -45,6 +45,7 @@ def open_app(
     *,
     scopes: Mapping[str, Iterable[Scope]] | None = None,
     login_flow: LoginFlowManagerProvider | None = None,
+    bounds: Bounds = UNBOUNDED,
 ) -> GlobusApp:
     """The SDK's app of the site's identity. It never prompts: what only a person can do is an `AuthError`.
 
@@ -56,6 +57,7 @@ def open_app(
         role: `weights` may be another identity, with a budget of its own.
         scopes: What is needed, by resource server, beyond what clients that are given the app ask for.
         login_flow: How a person logs in; only `filmloop login` has one.
+        bounds: What is left for it; to ask for tokens, too, is a request.
 
     Raises:
         ConfigError: the site file names no client, or the environment no such Globus.
@@ -75,13 +77,13 @@ def open_app(
         if who.login == "client":
             return ClientApp(
                 APP_NAME,
-                login_client=globus_sdk.ConfidentialAppAuthClient(who.client_id, _secret(who), **_patience()),
+                login_client=globus_sdk.ConfidentialAppAuthClient(who.client_id, _secret(who), **_patience(bounds)),
                 scope_requirements=needed,
                 config=GlobusAppConfig(token_storage=_RenewableTokens, auto_redrive_gares=True),
             )
         return UserApp(
             APP_NAME,
-            login_client=globus_sdk.NativeAppAuthClient(who.client_id, **_patience()),
+            login_client=globus_sdk.NativeAppAuthClient(who.client_id, **_patience(bounds)),
             scope_requirements=needed,
             config=GlobusAppConfig(
                 token_storage=TokenStore,
@@ -146,10 +148,10 @@ class _RenewableTokens(TokenStore):
             return MemoryTokenStorage(namespace=namespace)
 
 
-def _patience() -> dict[str, Any]:
+def _patience(bounds: Bounds) -> dict[str, Any]:
     """A hung or broken token service ends a request after one and a half minutes; the caller asks again by itself."""
     timeout_s = get_http_timeout() if os.environ.get("GLOBUS_SDK_HTTP_TIMEOUT") else _TIMEOUT_S
-    return {"transport": RequestsTransport(http_timeout=timeout_s), "retry_config": RetryConfig(max_retries=2)}
+    return {"transport": BoundedTransport(timeout_s, bounds), "retry_config": bounded_retries(2, bounds)}
 
 
 def _secret(who: Identity) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import globus_sdk
-from globus_sdk.transport import RequestsTransport, RetryConfig
 
+from filmloop.adapters.globus.bounded import UNBOUNDED, BoundedTransport, Bounds, bounded_retries
 from filmloop.adapters.globus.errors import globus_errors
 from filmloop.adapters.globus.identity.auth import Role, open_app
 from filmloop.config.globus import GlobusMover, GlobusSection
@@ -148,19 +148,19 @@ class Taken(Exception):  # noqa: N818 - an answer, not an error
 
 
 class Transfer:
-    """Globus Transfer for one thread, as one identity.
+    """Globus Transfer for one thread, as one identity, within bounds: no request outlives them.
 
     Every method raises `TransientError` (away, slow, busy), `AuthError` (login, consent, permission), `ConfigError`
     (refused) or `DataError` (no such path).
     """
 
-    def __init__(self, globus: GlobusSection, section: GlobusMover, role: Role) -> None:
-        self._role = role
+    def __init__(self, globus: GlobusSection, section: GlobusMover, role: Role, bounds: Bounds = UNBOUNDED) -> None:
+        self._role, self._bounds = role, bounds
         with globus_errors("Opening Globus Transfer", role=role):
             self._client = globus_sdk.TransferClient(
-                app=open_app(globus, role),
-                transport=RequestsTransport(http_timeout=section.request_timeout_s),
-                retry_config=RetryConfig(max_retries=REPEATS),
+                app=open_app(globus, role, bounds=bounds),
+                transport=BoundedTransport(section.request_timeout_s, bounds),
+                retry_config=bounded_retries(REPEATS, bounds),
             )
             for side in (section.edge, section.cluster):
                 if side.mapped:
@@ -169,6 +169,10 @@ class Transfer:
     def close(self) -> None:
         """Let go of the connection."""
         self._client.close()
+
+    def left_s(self) -> float:
+        """What is left for requests."""
+        return self._bounds.left_s()
 
     def submission_id(self) -> str:
         """A number that makes one document one task, however often it is sent."""

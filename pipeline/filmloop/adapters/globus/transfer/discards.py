@@ -128,7 +128,7 @@ class Discards:
             )
             view = end_of(
                 task_id, ask=lambda send: send(transfer), pause=time.sleep, poll_s=min(self._poll_s, 1.0),
-                end_s=time.monotonic() + _CANCEL_S,
+                end_s=time.monotonic() + min(_CANCEL_S, transfer.left_s()),
             )  # fmt: skip
         elif task_id and view is not None and view.status == "FAILED":
             fault = next(iter(transfer.faults(task_id)), None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filmloop.adapters.globus.bounded import Bounds
 from filmloop.adapters.globus.identity.auth import Role
 from filmloop.adapters.globus.transfer.client import Transfer
 from filmloop.adapters.globus.transfer.discards import Discards
@@ -41,9 +42,9 @@ class Ends:
     discards: Discards
     leftovers: Leftovers
 
-    def open(self, role: Role) -> Transfer:
+    def open(self, role: Role, bounds: Bounds) -> Transfer:
         """Transfer for the calling thread, as the identity of that role."""
-        return Transfer(self.globus, self.section, role)
+        return Transfer(self.globus, self.section, role, bounds)
 
     def sweep(self, places: Sequence[str] = (), *, key: str) -> None:
         """These places, and what moves that are over have left at the cluster, go with the next deletions that are sent."""

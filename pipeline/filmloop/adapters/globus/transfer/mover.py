@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from filmloop.adapters.globus.bounded import Bounds
 from filmloop.adapters.globus.transfer.attempts import Attempts
 from filmloop.adapters.globus.transfer.discards import Discards
 from filmloop.adapters.globus.transfer.ends import Ends
@@ -20,7 +22,7 @@ from filmloop.config.globus import GlobusSection
 from filmloop.core.errors import ConfigError, DataError
 
 _WEDGED_S = 300.0
-"""The SDK repeats a request that meets no answer a few times: so long a worker may need to notice its deadline."""
+"""A name that is looked up, or a service with many addresses, may keep a worker from its deadline for so long."""
 
 
 class GlobusMover(JournalledMover[GlobusMove]):
@@ -95,7 +97,8 @@ class GlobusMover(JournalledMover[GlobusMove]):
         self._ends.sweep(places, key=key)
         if not self._ends.discards.pending():
             return
-        transfer = self._ends.open("data")
+        end_s = time.monotonic() + self._ends.section.deadline_s
+        transfer = self._ends.open("data", Bounds(left_s=lambda: end_s - time.monotonic()))
         try:
             self._ends.discards.send(transfer)
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from filmloop.adapters.globus.bounded import Bounds
 from filmloop.adapters.globus.identity.who import Role
 from filmloop.adapters.globus.transfer.attempts import Attempt, Attempts, SentTask
 from filmloop.adapters.globus.transfer.audit import missing
@@ -30,6 +32,8 @@ from filmloop.ports.mover import MoveItem
 
 _TO_CANCEL_S = 45.0
 """Time that is left for it when a move gives up at its deadline."""
+_CANCEL_LEAST_S = 2.0
+"""Of a move with a short deadline: a task that nobody cancels would go on."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +43,9 @@ class GlobusMove(MoveThread):
     def __init__(self, folder: Path, request: MoveRequest, ends: Ends) -> None:
         deadline_s = ends.section.deadline_s
         # Whoever waits for the move has the same deadline: its tasks are cancelled before that.
-        super().__init__(folder, request, deadline_s - min(_TO_CANCEL_S, 0.1 * deadline_s))
+        self._to_cancel_s = min(_TO_CANCEL_S, 0.1 * deadline_s)
+        self._cancel_by_s: float | None = None
+        super().__init__(folder, request, deadline_s - self._to_cancel_s)
         self._ends, self._section = ends, ends.section
         self._items = [_normal(wire.as_item()) for wire in request.items]
         self._up = request.direction == "to_cluster"
@@ -47,7 +53,7 @@ class GlobusMove(MoveThread):
         self._incoming = incoming(request.key)
         self._attempts = Attempts(folder)
         self._patience = Patience(
-            lambda: ends.open(self._role),
+            lambda: ends.open(self._role, Bounds(left_s=self._request_s, unanswered=self._patience.unanswered)),
             pause=self.pause, keep_on=self.keep_on, first_s=max(self._section.poll_s, 0.1),
             give_up_s=self._section.stall_s, tell=self._tell,
         )  # fmt: skip
@@ -62,15 +68,15 @@ class GlobusMove(MoveThread):
         try:
             self._go_on()
         except VerdictError as verdict:
-            self._tasks.give_up(str(verdict))
+            self._give_up(str(verdict))
             raise verdict.error from verdict
         except OverdueError as exc:
             # A task that waits for its turn has done no harm, and would lose its place.
             if not self._queued:
-                self._tasks.give_up(exc.message)
+                self._give_up(exc.message)
             raise
         except (DataError, ConfigError) as exc:
-            self._tasks.give_up(exc.message)
+            self._give_up(exc.message)
             raise
         except LostError:
             if attempt := self._attempts.latest():
@@ -79,15 +85,24 @@ class GlobusMove(MoveThread):
         except (FilmloopError, StoppedError):
             raise
         except Exception as exc:
-            self._tasks.give_up(f"{type(exc).__name__}: {exc}")
+            self._give_up(f"{type(exc).__name__}: {exc}")
             raise
         finally:
             self._patience.close()
 
     def cancelled(self) -> None:
         """See `MoveThread.cancelled`."""
-        self._tasks.give_up("cancelled")
+        self._give_up("cancelled")
         self._patience.close()
+
+    def _request_s(self) -> float:
+        """What is left for a request: up to the deadline, or until the tasks of a move that is given up must be cancelled."""
+        return self.left_s() if self._cancel_by_s is None else self._cancel_by_s - time.monotonic()
+
+    def _give_up(self, reason: str) -> None:
+        now_s = time.monotonic()
+        self._cancel_by_s = now_s + max(self.left_s() + self._to_cancel_s, _CANCEL_LEAST_S)
+        self._tasks.give_up(reason)
 
     def tidy(self, *, succeeded: bool) -> None:
         """Remove empty folders on this side; what a failed move has brought is kept for the next attempt."""

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from filmloop.adapters.globus.transfer.client import Transfer
 from filmloop.adapters.moving.thread import OverdueError
 from filmloop.core.errors import TransientError
+from filmloop.core.log import Limited
 
 _LONGEST_PAUSE_S = 60.0
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Patience:
         self._open, self._pause, self._keep_on, self._tell = open_transfer, pause, keep_on, tell
         self._first_s, self._give_up_s = first_s, give_up_s
         self._transfer: Transfer | None = None
+        self._trouble = Limited(_log)
 
     def ask(self, send: Callable[[Transfer], T]) -> T:
         """The answer.
@@ -60,14 +62,25 @@ class Patience:
         while True:
             self._keep_on()
             try:
-                return send(self.transfer())
+                answer = send(self.transfer())
             except TransientError as exc:
                 if isinstance(exc, OverdueError) or time.monotonic() > end_s:
                     raise
-                self._tell(exc.message)
-                _log.info("waiting: %s", exc.message)
+                self.wait_for(exc.message)
+            else:
+                self._trouble.worked("Globus answers again")
+                return answer
             self._pause(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def wait_for(self, why: str) -> None:
+        """Tell that the service is waited for, and why."""
+        self._tell(why)
+        self._trouble.failed("waiting for Globus: %s", why)
+
+    def unanswered(self, how: str) -> None:
+        """Tell that no answer came, before the SDK itself asks again."""
+        self.wait_for(f"Globus does not answer ({how}).")
 
     def transfer(self) -> Transfer:
         """Transfer itself, for requests that are sent once."""

@@ -18,7 +18,7 @@ from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.ports.mover import Direction, MoveItem
 
 _CANCEL_S = 30.0
-"""So long the end of cancelled tasks is waited for; what has not ended by then is seen to at the next call."""
+"""So long the end of cancelled tasks is waited for, or as long as is left; what has not ended by then is seen to at the next call."""
 _DEADLINE_MARGIN_S = 60.0
 """Clocks differ: a document so close to its deadline is not sent any more."""
 _log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ class Tasks:
         Raises:
             TransientError: a task has not ended yet, or the service is away.
         """
-        transfer, end_s = self._patience.transfer(), time.monotonic() + _CANCEL_S
-        succeeded = 0
+        transfer = self._patience.transfer()
+        end_s, succeeded = time.monotonic() + min(_CANCEL_S, transfer.left_s()), 0
         for number, task in enumerate(attempt.tasks):
             task_id = task.task_id or transfer.find(task.label)
             if not task_id:
