@@ -78,6 +78,9 @@ class Supervisor:
             if (stop.is_set() or failure is not None) and not self._ring.control.get("stop"):
                 self._tell(stop=1, hurry=0)
                 overdue_s = now_s + _FINISH_S
+                if failure is None and not self._ring.source.get("head"):
+                    waiting.clear()
+                    self._drop_unborn()
             if now_s >= overdue_s and not self._ring.control.get("hurry"):
                 self._tell(stop=1, hurry=1)
             if now_s >= overdue_s + _FINISH_S / 2:
@@ -172,6 +175,13 @@ class Supervisor:
             staging["stopped"] += head - staging["taken"]
             staging["staging_killed"] += staging["appended"] - staging["sealed"]
             self._ring.staging.write({**staging, "taken": head, "appended": staging["sealed"], "ended": 1})
+
+    def _drop_unborn(self) -> None:
+        """At a stop before the first frame nobody waits for a stage that still imports or was not started yet."""
+        for host in self._hosts:
+            if host.can_restart and not self._ring.beats[ROLES.index(host.role)]:
+                host.kill()
+        self._write_off()
 
     def _write_off(self) -> None:
         """A stage that is gone for good ends its part no more: those behind it finish what is there."""

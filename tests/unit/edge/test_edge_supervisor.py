@@ -269,6 +269,16 @@ def test_with_the_ring_full_nobody_waits_for_the_source(ring):
     assert edge.outcome is None
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_stop_before_the_first_frame_waits_for_no_stage_that_still_comes_up(ring, caplog, role):
+    with in_processes(ring, **{role: "does not come up"}) as edge:
+        others = set(ROLES) - {role, "source"}
+        until(lambda: all(edge.lives(each) for each in others) and edge.supervisor.pids())
+    assert edge.stopped_in_s < 1.5, "with others at work"
+    assert (edge.outcome, caplog.text) == (None, "")
+    assert ended(ring) == set(ROLES)
+
+
 def test_a_signal_to_the_whole_group_while_stages_start_reaches_the_supervisor_alone(ring):
     """Ctrl-C in the first second: stages that still import must not die of it."""
     with in_processes(ring) as edge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 from filmloop.core.errors import ConfigError, TransientError
 from filmloop.edge.hosts import take_over
@@ -25,6 +26,8 @@ class TinyStage(Stage):
 
     def run(self) -> None:
         """As the behaviour says."""
+        if self.behaviour == "does not come up":
+            time.sleep(60)
         if self.behaviour == "dies at its start":
             os._exit(7)
         if self.behaviour == "is away at its start":

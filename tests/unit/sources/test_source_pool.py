@@ -40,11 +40,24 @@ def test_a_pool_goes_on_after_a_pulse_id_beyond_its_size() -> None:
 
 def test_blocks_of_a_pool_are_views_of_it_and_as_large_as_asked() -> None:
     pool = opened(rate_hz=0, pool_frames=4096)
-    first, again = pool.read(4096), pool.read(4096)
+    first, again = pool.read(4096, timeout_s=60), pool.read(4096)
     assert first is not None
     assert again is not None
     assert len(first) == len(again) == 4096
     assert np.shares_memory(first.counts_NCE, again.counts_NCE)
+
+
+def test_a_large_pool_is_drawn_by_reads_that_come_back_in_time_and_its_clock_starts_then() -> None:
+    begin_s = time.monotonic()
+    pool = opened(rate_hz=1000, pool_frames=200_000)
+    assert [len(pool.read(1024, timeout_s=0.05) or ()) for _ in range(3)] == [0, 0, 0]
+    assert time.monotonic() - begin_s < 2.0, "the whole pool takes longer"
+    pool.close()
+    pool = opened(rate_hz=1000, pool_frames=8192, shape=(4, 16))
+    while not (block := pool.read(8192, timeout_s=0.001)):
+        assert block is not None
+    assert block.pulse_id_N[0] == 0
+    assert len(block) < 100, "what was due while it was drawn does not come at once"
 
 
 @pytest.mark.parametrize("rate_hz", [1_000, 10_000, 50_000, 100_000, 300_000])
@@ -52,7 +65,7 @@ def test_a_pool_holds_its_rate_within_a_percent_on_a_small_part_of_a_core(rate_h
     pool = opened(rate_hz=rate_hz, pool_frames=4096)
     # The step in which frames come, 10 ms, is 1 % of a second: begin and end at a step.
     frames, end_s = 0, 0.0
-    pool.read(4096)
+    pool.read(4096, timeout_s=60)
     begin_s = time.monotonic()
     cpu_s = time.thread_time()
     while end_s - begin_s < 1.0:
@@ -69,6 +82,7 @@ def test_the_reader_sets_how_long_frames_wait_for_others() -> None:
     pool = build_source(SimulatorSource(rate_hz=100_000, pool_frames=4096), SHAPE)
     pool.coalesce_s = 0.001
     pool.open(after=None)
+    pool.read(4096, timeout_s=60)
     lengths = [len(pool.read(4096)) for _ in range(50)]
     pool.close()
     # 100 frames in a millisecond, more where the machine was busy; 1000 in the default 10 ms.
