@@ -28,6 +28,6 @@ def why_not(section: DriftSection, report: DriftReport | None, *, trained_s_ago:
         return f"Drift of {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
     if report.alarm:
         return f"Drift {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
-    if report.reference_frames < report.reference_wanted:
+    if report.reference_frames < report.reference_wanted or not report.windows:
         return f"Drift of {report.in_words()}{after}. `filmloop retrain --force` trains all the same."
     return f"No drift since version {report.version} went live ({counted(report.windows, 'window')} tested){after}. `filmloop retrain --force` trains all the same."

@@ -20,6 +20,10 @@ class DriftReport(Document):
     frames: int = 0
     """Sampled frames tested against the reference since the version is live in this life of the edge."""
     windows: int = 0
+    window_frames: int = 0
+    """Sampled frames of each window."""
+    window_filled: int = 0
+    """Sampled frames of the window that is tested next."""
     reference_frames: int
     """Sampled frames that say what is normal; nothing is tested before there are `reference_wanted`."""
     reference_wanted: int
@@ -52,6 +56,10 @@ class DriftReport(Document):
         """Whether there is no light to test; all else is then as it was before."""
         return any(finding.kind == "beam_off" for finding in self.findings)
 
+    @property
+    def _missing(self) -> int:
+        return max(self.window_frames - self.window_filled, 1)
+
     def in_words(self) -> str:
         """One line."""
         found = ", ".join(finding.text for finding in self.findings)
@@ -65,6 +73,9 @@ class DriftReport(Document):
                 f"version {self.version}: what is normal is still being measured, "
                 f"{self.reference_frames:,} of {self.reference_wanted:,} sampled frames"
             )
+        if not self.windows:
+            wanted = f"; {self._missing:,} more sampled frames make the first" if self.window_frames else ""
+            return f"version {self.version}: nothing can be said yet, no window was tested{wanted}"
         return f"none since version {self.version} went live: {counted(self.windows, 'window')} tested"
 
 

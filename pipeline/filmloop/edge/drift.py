@@ -134,6 +134,8 @@ class DriftMonitor:
             version=self._version,
             frames=self._tested * self._section.window_frames,
             windows=self._tested,
+            window_frames=self._section.window_frames,
+            window_filled=self._sieve.frames,
             reference_frames=normal.frames,
             reference_wanted=min(wanted, normal.frames),
             nll_reference=normal.nll,

@@ -9,6 +9,7 @@ from filmloop.drift.report import DriftReport
 
 QUIET = DriftReport(version="3", reference_frames=4096, reference_wanted=4096, windows=12)
 LEARNING = DriftReport(version="3", reference_frames=100, reference_wanted=4096)
+UNTESTED = QUIET.model_copy(update={"windows": 0})
 GAIN = Finding(kind="gain", channels=(3,), value=0.7, low=0.69, high=0.71, text="gain of channel 3 is 0.70x")
 DRIFTED = QUIET.model_copy(update={"alarm": True, "alarm_since_utc": "T", "needs_training": True, "findings": (GAIN,)})
 UNSTEADY = LEARNING.model_copy(
@@ -45,6 +46,8 @@ def test_the_reason_names_the_version_and_the_way_around():
     said = why_not(DriftSection(policy="on_drift"), QUIET, trained_s_ago=1.0)
     assert said.startswith("No drift since version 3 went live (12 windows tested).")
     assert "--force" in said
+    said = why_not(DriftSection(policy="on_drift"), UNTESTED, trained_s_ago=1.0)
+    assert said.startswith("Drift of version 3: nothing can be said yet")
     said = why_not(DriftSection(policy="on_drift"), CORRECTED, trained_s_ago=1.0)
     assert "channel 3 is 0.70x" in said
     assert "corrected" in said
@@ -55,6 +58,7 @@ def test_the_reason_names_the_version_and_the_way_around():
 def test_a_report_says_in_one_line_what_there_is():
     assert "100 of 4,096" in LEARNING.in_words()
     assert "none since version 3" in QUIET.in_words()
+    assert UNTESTED.in_words() == "version 3: nothing can be said yet, no window was tested"
     assert DRIFTED.in_words() == "since T: gain of channel 3 is 0.70x"
     assert "no training needed" in CORRECTED.in_words()
     assert UNSTEADY.in_words().startswith("since T: the beam drifts faster")
