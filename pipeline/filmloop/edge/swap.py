@@ -115,10 +115,15 @@ class ModelWatcher(threading.Thread):
                 # Vendor code fails in ways that no list covers, and a thread that ended would never swap again.
                 hint = exc.hint if isinstance(exc, FilmloopError) else ""
                 self._news.problem(f"registry: {exc}")
-                self._trouble.failed("the registry is away, the live version stays: %s %s", exc, hint)
+                self._trouble.failed("the registry is away, %s: %s %s", self._what_stays(), exc, hint)
             else:
                 self._trouble.worked("the registry answers again")
             self._pause()
+
+    def _what_stays(self) -> str:
+        if self._current is None:
+            return "and no version is live yet; frames are staged all the same"
+        return f"version {self._current[0]} stays live"
 
     def _pause(self) -> None:
         end_s = time.monotonic() + self._every_s
@@ -191,9 +196,7 @@ class ModelWatcher(threading.Thread):
         self._pause_for(key)
         self._news.more("swaps_refused")
         self._news.problem(f"version {info.version} refused: {exc.message}")
-        _log.error(
-            "version %s refused, %s stays: %s %s", info.version, self._current and self._current[0], exc, exc.hint
-        )
+        _log.error("version %s refused, %s: %s %s", info.version, self._what_stays(), exc, exc.hint)
 
     def _pause_for(self, key: tuple[str, str]) -> None:
         again = key == self._refused

@@ -26,6 +26,7 @@ from filmloop.testing.bundles import seal_bundle
 from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
 from filmloop.testing.fakes import MemoryRegistry
 from filmloop.testing.models import make_model_bundle
+from rigs.waiting import until
 
 MIXER = ModelChoice(name="mixer", frame_shape=FRAME_SHAPE)
 
@@ -66,7 +67,7 @@ class Told(News):
         return self._fields.get("swaps_refused", 0)
 
 
-def watching(home, registry):
+def watching(home, registry, live=None):
     news, offer = Told(), Offer()
     watcher = ModelWatcher(
         store=ModelStore(small_site(), home),
@@ -74,7 +75,7 @@ def watching(home, registry):
         offer=offer,
         news=news,
         every_s=0.01,
-        live=None,
+        live=live,
     )
     return watcher, offer, news
 
@@ -147,6 +148,20 @@ BEFORE_REGISTERING = {
     reshape_model: "this site wants mixer",
 }
 IN_THE_REGISTRY = {flip_a_bit: "SHA-256 differs", drop_a_file: "lost its file"}
+
+
+@pytest.mark.parametrize(
+    ("live", "said"), [(None, "no version is live yet; frames are staged all the same"), (("7", "d"), "version 7 stays live")]
+)  # fmt: skip
+def test_a_registry_that_is_away_is_told_with_what_is_live_meanwhile(home, caplog, live, said):
+    watcher, _, news = watching(home, None, live)
+    with caplog.at_level("WARNING", "filmloop"):
+        watcher.start()
+        until(lambda: caplog.records)
+        watcher.finish()
+        watcher.join(5)
+    assert said in caplog.text
+    assert "registry" in news.last_problem
 
 
 @pytest.mark.parametrize("spoil", [*BEFORE_REGISTERING, *IN_THE_REGISTRY], ids=lambda spoil: spoil.__name__)
