@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import sys
 from typing import Annotated, Any
@@ -10,9 +12,14 @@ import typer
 from rich.markup import escape
 
 from filmloop.bootstrap import open_site
+from filmloop.cli.next_steps import next_steps
 from filmloop.cli.options import AsJson, Sets, SiteFile, Source
 from filmloop.cli.output import Progress, err, out, print_json, print_table, set_up_logs
 from filmloop.core.documents import CycleReport
+from filmloop.edge.lock import is_alive
+
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell: 128 + SIGINT."""
 
 
 def retrain(
@@ -41,14 +48,21 @@ def retrain(
             report = retrain_once(site, again=again, force=force, with_edge=not no_edge, tell=tell)
     except KeyboardInterrupt:
         err.print("interrupted: a training that has begun goes on; the next `filmloop retrain` takes this cycle up")
-        raise
+        # Threads that load libraries would be waited for; what has to be durable is.
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
     if json:
         print_json(report.as_json())
     else:
-        print_report(report)
+        _print_report(report)
+        # Without an activated environment `filmloop` alone is not found: name it as it was called.
+        me = "filmloop" if shutil.which("filmloop") else sys.argv[0]
+        steps = next_steps(report, edge_runs=is_alive(site.home))
+        out.print(f"next         {' | '.join(f'{me} {step}' for step in steps)}", markup=False)
 
 
-def print_report(report: CycleReport) -> None:
+def _print_report(report: CycleReport) -> None:
     """What happened, for people."""
     out.print(f"[bold]{report.outcome}[/bold]: {escape(report.message)}")
     if report.outcome in ("busy", "nothing_to_do"):
@@ -68,6 +82,3 @@ def print_report(report: CycleReport) -> None:
     print_table("", ("", ""), rows)
     if report.url:
         out.print(f"registry UI  {report.url}", markup=False)
-    # Without an activated environment `filmloop` alone is not found: name it as it was called.
-    me = "filmloop" if shutil.which("filmloop") else sys.argv[0]
-    out.print(f"next         {me} status | {me} models history | {me} edge run | make ui", markup=False)
