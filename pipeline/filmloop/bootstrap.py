@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from filmloop.ports.source import FrameSource
 
 Tell = Callable[[str, str], None]
+Wanted = Callable[[], bool]
+
+
+def _untold(step: str, text: str) -> None:
+    """Nobody is told."""
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +127,17 @@ def open_ledger(site: Site, *, read_only: bool = False) -> Ledger:
     return Ledger(site.home.ledger, read_only=read_only)
 
 
-def registry_uri(site: Site, *, start: bool, tell: Tell | None = None) -> str:
+def registry_uri(site: Site, *, start: bool, tell: Tell = _untold, wanted: Wanted = _always) -> str:
     """Address of the site's MLflow server; `start` starts our own if the site has no other and it is not running.
 
+    Args:
+        site: The site.
+        start: Whether to start it.
+        tell: Told that it is started, and that it stays.
+        wanted: Asked while it comes up; a start that nobody waits for any more is given up.
+
     Raises:
+        CancelledError: `wanted` said no.
         TransientError: it is not running, or did not come up.
         ConfigError: its port is taken by something else.
     """
@@ -131,20 +147,32 @@ def registry_uri(site: Site, *, start: bool, tell: Tell | None = None) -> str:
     from filmloop.adapters.mlflow.server import ensure_server, find_server
 
     if start:
-        return ensure_server(site.home, section, announce=lambda text: tell and tell("registry", text))
-    uri = find_server(site.home, section)
-    if uri is None:
-        raise TransientError("The registry is not running.", hint="`filmloop registry serve` starts it.")
-    return uri
+        started = False
+
+        def announce(text: str) -> None:
+            nonlocal started
+            started = True
+            tell("registry", text)
+
+        uri = ensure_server(site.home, section, announce=announce, wanted=wanted)
+        if started:
+            tell("registry", f"server started at {uri}; `filmloop registry stop` ends it")
+        return uri
+    found = find_server(site.home, section)
+    if found is None:
+        if registry_is_new(site):
+            raise TransientError("The registry was never started.", hint="`filmloop retrain` makes the first version.")
+        raise TransientError("The registry is not running.", hint="`filmloop registry start` starts it.")
+    return found
 
 
-def open_registry(site: Site, *, start: bool, tell: Tell | None = None) -> Registry:
+def open_registry(site: Site, *, start: bool, tell: Tell = _untold, wanted: Wanted = _always) -> Registry:
     """The site's registry; see `registry_uri`."""
     from filmloop.adapters.mlflow.registry import MlflowRegistry
 
     section = site.config.registry
     return MlflowRegistry(
-        registry_uri(site, start=start, tell=tell),
+        registry_uri(site, start=start, tell=tell, wanted=wanted),
         model=site.config.registered_model,
         experiment=section.experiment,
         timeout_s=section.timeout_s,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 from filmloop.adapters.arriving import ArrivingRegistry
 from filmloop.bootstrap import (
     Site,
     Tell,
+    Wanted,
     cycle_parts,
     load_registry_client,
     open_ledger,
@@ -36,6 +38,8 @@ from filmloop.selection import frames_of, is_fresh, usable_shards
 from filmloop.training.choice import check_choice
 
 _FRAMES_DEADLINE_S = 120.0
+_GIVE_UP_S = 1.0
+"""A registry that is coming up notices within a tenth of it that the cycle has failed."""
 
 
 def retrain_once(
@@ -58,33 +62,67 @@ def retrain_once(
         if needless:
             return CycleReport(outcome="nothing_to_do", message=needless)
         begun_s = time.monotonic()
-        with ThreadPoolExecutor(1) as beside, edge_for(site, wanted=with_edge, tell=tell) as edge:
+        with edge_for(site, wanted=with_edge, tell=tell) as edge:
             setup_s = time.monotonic() - begun_s
             is_new = registry_is_new(site)
-            opening = beside.submit(_registry_and_worker, site, tell)
-            registry = ArrivingRegistry(site.config.registered_model, opening, is_new=is_new)
-            if with_edge and ledger.open_cycle() is None:
-                wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
-            frames_s = time.monotonic() - begun_s - setup_s
-            report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
+            with _beside(lambda wanted: _registry_and_worker(site, tell, wanted)) as opening:
+                registry = ArrivingRegistry(site.config.registered_model, opening, is_new=is_new)
+                if with_edge and ledger.open_cycle() is None:
+                    wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
+                frames_s = time.monotonic() - begun_s - setup_s
+                report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
     steps = {"setup": round(setup_s, 3), "frames": round(frames_s, 3), **report.steps}
     # Waiting for the detector is no overhead; starting the edge is, and whatever a step waits for the registry.
     overhead_s = None if report.overhead_s is None else round(report.overhead_s + setup_s, 3)
     return report.model_copy(update={"steps": steps, "overhead_s": overhead_s})
 
 
-def _registry_and_worker(site: Site, tell: Tell) -> Registry:
+@contextmanager
+def _beside(work: Callable[[Wanted], Registry]) -> Iterator[Future[Registry]]:
+    """What `work` returns, at work in a thread of its own for the block; a block that fails soon goes on without it.
+
+    `work` may ask whether it is wanted still. The thread is a daemon: what it loads cannot be interrupted, and holds up no
+    Ctrl-C.
+    """
+    found: Future[Registry] = Future()
+    failed = threading.Event()
+
+    def run() -> None:
+        try:
+            found.set_result(work(lambda: not failed.is_set()))
+        except BaseException as exc:
+            found.set_exception(exc)
+
+    thread = threading.Thread(target=run, name="registry-opener", daemon=True)
+    thread.start()
+    try:
+        yield found
+        thread.join()
+    except BaseException:
+        failed.set()
+        thread.join(_GIVE_UP_S)
+        raise
+
+
+def _registry_and_worker(site: Site, tell: Tell, wanted: Wanted) -> Registry:
     """What the cycle needs later, started while frames arrive and are read: seconds that nobody waits for.
 
     The client takes another second or two to load, beside the server's start.
     """
-    with ThreadPoolExecutor(2) as beside:
-        beside.submit(load_registry_client, site)
-        beside.submit(_start_worker, site)
-        registry = open_registry(site, start=True, tell=tell)
+    beside = [threading.Thread(target=do, args=(site,), daemon=True) for do in (_load_client, _start_worker)]
+    for thread in beside:
+        thread.start()
+    registry = open_registry(site, start=True, tell=tell, wanted=wanted)
+    for thread in beside:
+        thread.join()
     with suppress(FilmloopError):  # the cycle asks again
         registry.get(CHAMPION)
     return registry
+
+
+def _load_client(site: Site) -> None:
+    with suppress(Exception):  # whoever asks the registry loads it again, and says what is wrong
+        load_registry_client(site)
 
 
 def _start_worker(site: Site) -> None:

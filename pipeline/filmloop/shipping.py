@@ -19,7 +19,7 @@ from filmloop.core.errors import CancelledError, DataError, FilmloopError, Trans
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
-from filmloop.ports.registry import Registry
+from filmloop.ports.registry import Registry, not_there
 from filmloop.staging.catalog import SealedShard
 
 _MOVE_ATTEMPTS = 3
@@ -101,9 +101,7 @@ def local_bundle(home: Home, registry: Registry, version: str) -> Path:
     """
     info = registry.get(version)
     if info is None:
-        raise DataError(
-            f"Version {version} of {registry.model} is not in the registry.", hint="`filmloop models list` shows them."
-        )
+        raise not_there(registry, version)
     folder = home.weights / registry.model / info.version
     try:
         verify_bundle(folder, digest=info.bundle_digest)

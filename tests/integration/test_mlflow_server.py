@@ -18,9 +18,10 @@ from filmloop.adapters.mlflow.server import ServerRecord, ensure_server, find_se
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry as Section
 from filmloop.core.clock import utc_now
-from filmloop.core.errors import ConfigError, TransientError
+from filmloop.core.errors import ConfigError, DataError, TransientError
 from filmloop.testing.bundles import make_bundle
 from filmloop.testing.mlflow_server import free_port
+from filmloop.testing.shards import example_block, write_shard
 
 STARTER = """
 import sys
@@ -115,8 +116,8 @@ def processes_of(group):
     return [line for line in listing.stdout.split() if int(line) == group]
 
 
-def wait_for(condition):
-    end = time.monotonic() + 10
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -140,6 +141,105 @@ def test_told_to_end_while_the_server_comes_up_the_foreground_leaves_none_behind
     out, problems = foreground.communicate(timeout=120)
     assert foreground.returncode == 0, out + problems
     assert not group_runs(record_of(home).pid)
+
+
+NEVER_UP = """
+import time
+from pathlib import Path
+with Path("mlflow.sqlite").open("ab") as tables:
+    tables.write(b"half made")
+Path("begun").touch()
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def never_up(home):
+    """Whatever is started as MLflow here begins with its tables and answers nobody."""
+    (home.registry / "mlflow").mkdir(parents=True)
+    (home.registry / "mlflow/__init__.py").touch()
+    (home.registry / "mlflow/__main__.py").write_text(NEVER_UP)
+    return home
+
+
+def interrupted(home, process, number=signal.SIGINT):
+    """What an interrupted start said; it ends at once, and all that it started with it."""
+    wait_for((home.registry / "begun").exists)
+    begun_s = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)
+    assert time.monotonic() - begun_s < 3, "about a second; it is long with others at work"
+    assert not group_runs(record_of(home).pid)
+    return said
+
+
+@pytest.mark.parametrize("how", ["serve", "ensure"])
+def test_a_start_that_is_interrupted_ends_at_once_and_leaves_neither_server_nor_half_made_tables(never_up, how):
+    interrupted(never_up, starter(never_up, how, free_port()))
+    assert not (never_up.registry / "mlflow.sqlite").exists()
+
+
+def test_a_start_that_is_interrupted_keeps_the_tables_that_were_there(never_up):
+    (never_up.registry / "mlflow.sqlite").write_bytes(b"versions, ")
+    interrupted(never_up, starter(never_up, "ensure", free_port()))
+    assert (never_up.registry / "mlflow.sqlite").read_bytes() == b"versions, half made"
+
+
+def test_a_new_server_that_does_not_come_up_in_time_leaves_no_half_made_tables(never_up):
+    with pytest.raises(TransientError, match="did not answer within"):
+        ensure_server(never_up, Section(port=free_port(), start_deadline_s=2))
+    assert not (never_up.registry / "mlflow.sqlite").exists()
+
+
+def test_a_cycle_that_is_interrupted_while_the_server_comes_up_ends_at_once(never_up, filmloop):
+    cycle = filmloop(never_up.root, f"registry.port={free_port()}").start("retrain", "--no-edge")
+    _, said = interrupted(never_up, cycle)
+    assert cycle.returncode == 130
+    assert said.count("interrupted") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_after_an_interrupted_first_start_the_next_one_comes_up(home):
+    section, tables = Section(port=free_port()), home.registry / "mlflow.sqlite"
+    process = starter(home, "ensure", section.port)
+    wait_for(lambda: tables.exists() and tables.stat().st_size > 0, 60)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert find_server(home, section) is None
+    assert MlflowRegistry(ensure_server(home, section), model="m", experiment="e", timeout_s=10).versions() == []
+
+
+@pytest.mark.slow
+def test_looking_says_that_a_server_was_started_and_how_to_end_it(home, filmloop):
+    command = filmloop(home.root)
+    assert "registry: server started at http://127.0.0.1:" in command.run("registry", "start").stderr
+    command.run("registry", "stop")
+    looked = command.run("models", "list")
+    assert "There is no version of local-mixer-16x128 yet. `filmloop retrain` makes the first." in looked.stdout
+    assert looked.stderr.splitlines()[-1].endswith("; `filmloop registry stop` ends it")
+    assert command.run("models", "list").stderr == "", "it runs, and nothing is to be said"
+
+
+@pytest.mark.parametrize(
+    "words", [("models", "show", "champion"), ("models", "rollback"), ("models", "promote", "1"), ("models", "zoo"),
+              ("evaluate", "--data", "shards"), ("evaluate", "--data", "shards", "--model", "7")],
+    ids=" ".join,
+)  # fmt: skip
+def test_before_there_is_any_version_that_is_said_and_no_server_is_started(home, filmloop, monkeypatch, words):
+    write_shard(home.root / "shards", example_block(8, frame_shape=(16, 128)))
+    monkeypatch.chdir(home.root)
+    said = filmloop(home.root).run(*words, code=DataError.exit_code).stderr
+    assert "There is no version of local-mixer-16x128 yet." in said
+    assert "hint: `filmloop retrain` makes the first." in said
+    assert not home.registry.exists()
+
+
+def test_a_list_of_no_versions_is_no_error_and_starts_no_server(home, filmloop):
+    command = filmloop(home.root)
+    assert command.run("models", "list").stdout.startswith("There is no version of local-mixer-16x128 yet.")
+    assert command.json("models", "list")["versions"] == []
+    assert not home.registry.exists()
 
 
 def test_a_host_that_is_not_here_is_refused_and_costs_no_server_that_runs(home):

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from filmloop.bootstrap import open_registry, open_site
+from filmloop.bootstrap import open_registry, open_site, registry_is_new
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import Progress, print_json, print_table, set_up_logs
 from filmloop.core.counted import counted
 from filmloop.core.errors import DataError
+from filmloop.ports.registry import none_yet
 
 
 def evaluate(
@@ -34,19 +35,21 @@ def evaluate(
     from filmloop.bundle import RESULT, verify_bundle
 
     site = open_site(site_file, sets=sets or (), source=f"replay:{data}")
+    folder = Path(model)
+    in_registry = not os.path.isfile(folder / RESULT)  # says no, too, of a name that no file can have
+    if in_registry and ("/" in model or model.startswith(".")):
+        raise DataError(
+            f"{folder} is no bundle: there is no {RESULT} in it.",
+            hint="Name a bundle's folder, as cycles/<cycle_id>/bundle in the state folder, or a version of "
+            "`filmloop models list`.",
+            ids={"path": str(folder)},
+        )
+    if in_registry and registry_is_new(site):
+        raise none_yet(site.config.registered_model)
     with Progress() as tell:
         tell("read", data)
         counts, labels, pulse_ids = read_labelled(Path(data), limit)
-        folder = Path(model)
-        is_bundle = os.path.isfile(folder / RESULT)  # says no, too, of a name that no file can have
-        if not is_bundle and ("/" in model or model.startswith(".")):
-            raise DataError(
-                f"{folder} is no bundle: there is no {RESULT} in it.",
-                hint="Name a bundle's folder, as cycles/<cycle_id>/bundle in the state folder, or a version of "
-                "`filmloop models list`.",
-                ids={"path": str(folder)},
-            )
-        if is_bundle:
+        if not in_registry:
             verify_bundle(folder)
         else:
             from filmloop.shipping import local_bundle

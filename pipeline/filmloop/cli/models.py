@@ -10,14 +10,15 @@ from typing import Annotated
 
 import typer
 
-from filmloop.bootstrap import open_ledger, open_registry, open_site
+from filmloop.bootstrap import open_ledger, open_site, registry_is_new
+from filmloop.cli.opening import registry_of
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import brief, err, out, print_json, print_table, set_up_logs
 from filmloop.core.counted import counted
 from filmloop.core.documents import AliasMove
 from filmloop.core.errors import DataError
 from filmloop.edge.control import request_look
-from filmloop.ports.registry import CHAMPION
+from filmloop.ports.registry import CHAMPION, none_yet, not_there
 
 app = typer.Typer(help="Versions of the model.", no_args_is_help=True)
 Why = Annotated[str, typer.Option(help="Reason, for the audit trail.")]
@@ -35,10 +36,15 @@ def list_versions(site_file: SiteFile = None, sets: Sets = None, json: AsJson = 
     from filmloop.zoo.index import data_tag
 
     site = open_site(site_file, sets=sets or ())
-    registry = open_registry(site, start=True)
-    versions = registry.versions()
+    registry = None if registry_is_new(site) else registry_of(site)
+    versions = [] if registry is None else registry.versions()
+    model, url = site.config.registered_model, "" if registry is None else registry.url
     if json:
-        print_json({"model": registry.model, "url": registry.url, "versions": [info.as_json() for info in versions]})
+        print_json({"model": model, "url": url, "versions": [info.as_json() for info in versions]})
+        return
+    if not versions:
+        missing = none_yet(model)
+        out.print(f"{missing.message} {missing.hint}", markup=False)
         return
     rows = [
         (
@@ -53,7 +59,7 @@ def list_versions(site_file: SiteFile = None, sets: Sets = None, json: AsJson = 
         for info in versions
     ]
     columns = ("version", "alias", "created", "gate", "ancestor", "nll", "trained on")
-    print_table(f"{registry.model}  {registry.url}", columns, rows)
+    print_table(f"{model}  {url}", columns, rows)
 
 
 @app.command("zoo")
@@ -66,7 +72,7 @@ def zoo(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> 
     from filmloop.zoo.scorer import Scorer
 
     site = open_site(site_file, sets=sets or ())
-    registry = open_registry(site, start=True)
+    registry = registry_of(site)
     with open_ledger(site, read_only=True) as ledger, tempfile.TemporaryDirectory(prefix="filmloop-zoo-") as folder:
         states = ledger.shard_states()
         shards = usable_shards(site.home.stage, site.stream, site.config, states)
@@ -117,10 +123,10 @@ def show(
     """Show one version: its description, lineage and scores."""
     set_up_logs(quiet=True)
     site = open_site(site_file, sets=sets or ())
-    registry = open_registry(site, start=True)
+    registry = registry_of(site)
     info = registry.get(version)
     if info is None:
-        raise DataError(f"{registry.model} has no version or alias {version!r}.", hint="`filmloop models list`")
+        raise not_there(registry, version)
     if json:
         print_json(info.as_json())
         return
@@ -158,10 +164,10 @@ def promote(
     from filmloop.promotion import publish
 
     site = open_site(site_file, sets=sets or ())
-    registry = open_registry(site, start=True)
+    registry = registry_of(site)
     champion, wanted = registry.get(CHAMPION), registry.get(version)
     if wanted is None:
-        raise DataError(f"{registry.model} has no version or alias {version!r}.", hint="`filmloop models list`")
+        raise not_there(registry, version)
     with open_ledger(site) as ledger:
         move = publish.promote(
             registry, ledger, version=wanted.version, expected=champion.version if champion else "", who=me(), why=why
@@ -186,8 +192,9 @@ def rollback(
     from filmloop.promotion import publish
 
     site = open_site(site_file, sets=sets or ())
+    registry = registry_of(site)
     with open_ledger(site) as ledger:
-        move = publish.rollback(open_registry(site, start=True), ledger, who=me(), why=why, to=to)
+        move = publish.rollback(registry, ledger, who=me(), why=why, to=to)
     request_look(site.home)
     _report(move, json)
 

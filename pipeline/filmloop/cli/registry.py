@@ -9,6 +9,7 @@ import urllib.request
 import typer
 
 from filmloop.bootstrap import open_site
+from filmloop.cli.opening import say
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import err, out, print_json, set_up_logs
 from filmloop.core.errors import ConfigError, TransientError
@@ -38,7 +39,7 @@ def start(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -
     from filmloop.bootstrap import registry_uri
 
     site = open_site(site_file, sets=sets or ())
-    uri = registry_uri(site, start=True)
+    uri = registry_uri(site, start=True, tell=say)
     if site.config.registry.uri:
         _require_answer(uri, site.config.registry.timeout_s)
     page = f"{uri}/#/models/{site.config.registered_model}"

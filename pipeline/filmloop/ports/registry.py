@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from filmloop.core.documents import VersionInfo
+from filmloop.core.errors import DataError
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -78,3 +79,32 @@ class Registry(Protocol):
         Raises:
             TransientError: the server is away.
         """
+
+
+def none_yet(model: str) -> DataError:
+    """The error for whoever asks for a version before there is any."""
+    return DataError(f"There is no version of {model} yet.", hint="`filmloop retrain` makes the first.")
+
+
+def not_there(registry: Registry, wanted: str) -> DataError:
+    """The error for a version or alias that a registry does not have; it is asked what it has instead."""
+    versions = registry.versions()
+    if not versions:
+        return none_yet(registry.model)
+    if wanted == CHAMPION:
+        return DataError(
+            f"No version of {registry.model} is champion yet; there {_are(len(versions))}, the newest is {versions[0].version}.",
+            hint="`filmloop models list` says what the gate decided; `filmloop models promote VERSION` passes it by.",
+            ids={"model": registry.model},
+        )
+    return DataError(
+        f"{registry.model} has no version {wanted}."
+        if wanted.isdigit()
+        else f"{registry.model} has no alias {wanted!r}.",
+        hint="`filmloop models list` shows what there is.",
+        ids={"version": wanted, "model": registry.model},
+    )
+
+
+def _are(versions: int) -> str:
+    return "is one version" if versions == 1 else f"are {versions:,} versions"

@@ -12,9 +12,9 @@ import logging
 
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import AliasMove
-from filmloop.core.errors import ConfigError, DataError, TransientError
+from filmloop.core.errors import ConfigError, TransientError
 from filmloop.ports.audit import AuditTrail
-from filmloop.ports.registry import CHALLENGER, CHAMPION, Registry
+from filmloop.ports.registry import CHALLENGER, CHAMPION, Registry, not_there
 
 OUTSIDE = "someone outside filmloop"
 """`who` of a move that filmloop found but did not make."""
@@ -64,7 +64,7 @@ def rollback(registry: Registry, trail: AuditTrail, *, who: str, why: str, to: s
 
     Raises:
         ConfigError: there is no earlier champion, or `to` is the champion already.
-        DataError: there is no version `to`.
+        DataError: there is no version `to`, or there was never a champion.
         TransientError: the registry is away.
     """
     with trail.alias_lock():
@@ -142,11 +142,7 @@ def _move(
 ) -> AliasMove:
     """Intent, move, confirmation. If the registry fails in between, the intent stays for `settle` to judge."""
     if registry.get(version) is None:
-        raise DataError(
-            f"{registry.model} has no version {version}.",
-            hint="`filmloop models list` shows what there is.",
-            ids={"version": version, "model": registry.model},
-        )
+        raise not_there(registry, version)
     move = _line(registry, alias, current, version, who=who, why=why, cycle_id=cycle_id)
     move_id = trail.begin_move(move)
     registry.set_alias(alias, version)
@@ -193,9 +189,10 @@ def _previous(registry: Registry, trail: AuditTrail, current: str) -> str:
     for version in reversed(champions[:-1]):
         if version and registry.get(version) is not None:
             return version
-    before = f" before {_named(current)}" if current else ""
+    if not current:
+        raise not_there(registry, CHAMPION)
     raise ConfigError(
-        f"There was no champion of {registry.model}{before}.",
+        f"There was no champion of {registry.model} before {_named(current)}.",
         hint="`filmloop models list` shows all versions; `filmloop models rollback --to VERSION` takes any of them.",
         ids={"model": registry.model, "champion": current},
     )

@@ -139,9 +139,21 @@ def test_rolling_back_passes_over_a_version_that_was_deleted(registry, trail):
     assert rollback(registry, trail, who="anna", why="drift").to_version == "1"
 
 
-def test_rolling_back_without_any_champion_refuses(registry, trail):
-    with pytest.raises(ConfigError):
+def test_rolling_back_before_there_was_a_champion_says_that_there_is_none(registry, trail, tmp_path):
+    with pytest.raises(
+        DataError, match=r"No version of .* is champion yet; there are 5 versions, the newest is 5"
+    ) as caught:
         rollback(registry, trail, who="anna", why="drift")
+    assert "filmloop models promote" in caught.value.hint
+    with pytest.raises(DataError, match="There is no version of local-mixer-4x8 yet") as caught:
+        rollback(MemoryRegistry(tmp_path / "empty"), trail, who="anna", why="drift")
+    assert "`filmloop retrain` makes the first" in caught.value.hint
+
+
+def test_a_champion_that_somebody_took_away_is_rolled_back_to(registry, trail):
+    champions(registry, trail, "1", "2")
+    del registry.aliases["champion"]
+    assert rollback(registry, trail, who="anna", why="where is it?").to_version == "2"
 
 
 def test_a_challenger_is_set_once_and_audited(registry, trail):

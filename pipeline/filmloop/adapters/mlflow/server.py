@@ -26,7 +26,7 @@ from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry as Section
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document
-from filmloop.core.errors import ConfigError, DataError, TransientError
+from filmloop.core.errors import CancelledError, ConfigError, DataError, TransientError
 from filmloop.core.fsio import disk_errors, try_lock
 from filmloop.core.retry import wait_until
 
@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 Announce = Callable[[str], None]
+Wanted = Callable[[], bool]
 
 
 class ServerRecord(Document):
@@ -67,10 +68,15 @@ def find_server(home: Home, section: Section) -> str | None:
     return record.uri
 
 
-def ensure_server(home: Home, section: Section, *, announce: Announce = lambda line: None) -> str:
+def ensure_server(
+    home: Home, section: Section, *, announce: Announce = lambda line: None, wanted: Wanted = lambda: True
+) -> str:
     """Address of this home's server; starts it if need be. Callers at the same time start one.
 
+    A start that Ctrl-C cuts off, or that is not `wanted` any more, leaves no server behind.
+
     Raises:
+        CancelledError: `wanted` said no before the server was up.
         ConfigError: MLflow's server is not installed, the port that the site names is taken, or a server that does not
             answer belongs to another user.
         TransientError: it did not come up within `section.start_deadline_s`; the message ends with its log.
@@ -79,9 +85,10 @@ def ensure_server(home: Home, section: Section, *, announce: Announce = lambda l
         return uri
 
     def found_or_started() -> str | None:
+        _see_that(wanted)
         with try_lock(home.registry / "server.lock") as ours:
             # Whoever has the lock is starting one; if that fails, the next one here tries.
-            return (find_server(home, section) or _start(home, section, announce)) if ours else None
+            return (find_server(home, section) or _start(home, section, announce, wanted)) if ours else None
 
     with disk_errors(home.registry):
         home.registry.mkdir(parents=True, exist_ok=True)
@@ -137,7 +144,10 @@ def serve(home: Home, section: Section, *, announce: Announce) -> None:
     # From here on, also while the server comes up: it has a session of its own, and would outlive this process.
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uri = ensure_server(home, section, announce=announce)
+        try:
+            uri = ensure_server(home, section, announce=announce, wanted=lambda: not asked)
+        except CancelledError:
+            return
         record = _read(home)
         announce(f"MLflow registry at {uri} (log: {_log_file(home)}); Ctrl-C stops it.")
         while not asked and record is not None and _alive(record):
@@ -152,25 +162,29 @@ def serve(home: Home, section: Section, *, announce: Announce) -> None:
         )
 
 
-def _start(home: Home, section: Section, announce: Announce) -> str:
+def _start(home: Home, section: Section, announce: Announce, wanted: Wanted) -> str:
     _need_mlflow()
     require_host(section)
     last = _read(home)
     if last is not None and last.group.members():
-        if _alive(last) and _came_up(section, last, min(30.0, section.start_deadline_s)):
+        if _alive(last) and _came_up(section, last, min(30.0, section.start_deadline_s), wanted):
             return last.uri
         _log.warning("The MLflow server of process %s does not answer: starting another.", last.pid)
         _end(last)
-    began_s = time.monotonic()
+    began_s, is_new = time.monotonic(), not database_of(home).exists()
     announce("Starting the MLflow server (5 s or so) ...")
     for port in _ports(section, last):
         record = _launch(home, section, port)
-        if _came_up(section, record, section.start_deadline_s):
+        try:
+            came_up = _came_up(section, record, section.start_deadline_s, wanted)
+        except BaseException:
+            _give_up(home, section, record, is_new=is_new)
+            raise
+        if came_up:
             _log.info("MLflow server at %s after %.1f s", record.uri, time.monotonic() - began_s)
-            announce(f"MLflow registry: {record.uri}")
             return record.uri
         ended = not _alive(record)
-        _end(record)
+        _give_up(home, section, record, is_new=is_new)
         # Someone may have taken the port between our look and its start; anything else will not get better.
         if not (ended and not port_is_free(section.host, port)):
             happened = "ended at once" if ended else f"did not answer within {section.start_deadline_s:.0f} s"
@@ -257,15 +271,30 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
     return record
 
 
-def _came_up(section: Section, record: ServerRecord, deadline_s: float) -> bool:
+def _came_up(section: Section, record: ServerRecord, deadline_s: float, wanted: Wanted) -> bool:
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
+        _see_that(wanted)
         if not _alive(record):
             return False
         if _answers(section, record):
             return True
         time.sleep(0.1)
     return False
+
+
+def _see_that(wanted: Wanted) -> None:
+    if not wanted():
+        raise CancelledError("The start of the MLflow server was given up: nobody waits for it any more.")
+
+
+def _give_up(home: Home, section: Section, record: ServerRecord, *, is_new: bool) -> None:
+    """End a server that did not come up. The tables of a new one are half made then: no later server could use them."""
+    empty = is_new and not _answers(section, record)
+    _end(record, at_once=True)
+    if empty:
+        for path in home.registry.glob(f"{database_of(home).name}*"):
+            path.unlink(missing_ok=True)
 
 
 def _answers(section: Section, record: ServerRecord) -> bool:
@@ -297,8 +326,8 @@ def _alive(record: ServerRecord) -> bool:
     return record.group.is_led()
 
 
-def _end(record: ServerRecord) -> None:
-    record.group.end()
+def _end(record: ServerRecord, *, at_once: bool = False) -> None:
+    record.group.end(at_once=at_once)
     if child := _children.pop(record.pid, None):
         child.wait()
 

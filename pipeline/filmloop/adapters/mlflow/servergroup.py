@@ -48,13 +48,15 @@ class ServerGroup:
         found = members_of(self.leader)
         return found if self.is_led() else [pid for pid in found if self._is_marked(pid)]
 
-    def end(self) -> None:
+    def end(self, *, at_once: bool = False) -> None:
         """SIGTERM to all of it, SIGKILL to what that leaves. Returns when nothing is left, or after 20 s.
+
+        `at_once`: SIGKILL alone, for one that serves nobody yet.
 
         Raises:
             ConfigError: it belongs to another user.
         """
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL):
             told: set[int] = set()
             end_s = time.monotonic() + _STOP_S
             while (left := self.members()) and time.monotonic() < end_s:
