@@ -34,13 +34,11 @@ def run(
     from filmloop.edge.status import read_status
 
     site = open_site(site_file, sets=sets or (), source=source)
-    if not json:
-        err.print(
-            f"edge at site {site.config.site}, stream {site.stream}; state in {site.home.root}; SIGTERM stops it",
-            markup=False,
-        )
+    words = f"edge at site {site.config.site}, stream {site.stream}; state in {site.home.root}; SIGTERM stops it"
     with open_ledger(site) as ledger:
         service = edge_service(site, ledger, with_registry=not no_registry, stay=stay)
-        run_until_signalled(service, max_frames=frames, tied=tied)
+        run_until_signalled(
+            service, max_frames=frames, tied=tied, begun=lambda: None if json else err.print(words, markup=False)
+        )
     if json and (status := read_status(site.home)) is not None:
         print_json(status.as_json())

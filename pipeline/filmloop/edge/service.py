@@ -86,8 +86,12 @@ class EdgeService:
             )
         _check_model(config.model.name)
 
-    def run(self, stop: threading.Event, *, max_frames: int | None = None) -> Accounting:
+    def run(
+        self, stop: threading.Event, *, max_frames: int | None = None, begun: Callable[[], None] = lambda: None
+    ) -> Accounting:
         """Work until the data end, `stop` is set or `max_frames` more frames have come in.
+
+        `begun` is called once this is the only edge of the state folder.
 
         Returns:
             What became of every frame of the stream, earlier lives included.
@@ -98,6 +102,7 @@ class EdgeService:
             DataError: the source has no data to begin with, or none that can be read after a certain frame.
         """
         with only_edge(self._home):
+            begun()
             ring = FrameRing.new(RingLayout.of(self._config, labelled=self._source.labelled))
             try:
                 frames_in = self._continue_where_it_ended(ring)
