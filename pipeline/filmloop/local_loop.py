@@ -22,6 +22,7 @@ from filmloop.bootstrap import (
     registry_is_new,
     warm_worker,
 )
+from filmloop.config.sources import PvAccessSource, ZeroMqSource
 from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
@@ -199,10 +200,24 @@ def wait_for_frames(site: Site, ledger: Ledger, *, edge: EdgeProcess | None, aga
             trouble = status.last_problem if status and status.last_problem else "no problem reported"
             raise TransientError(
                 f"Only {have:,} of {wanted:,} frames came in {_FRAMES_DEADLINE_S:.0f} s; the edge says: {trouble}.",
-                hint="`filmloop status` shows the edge; `filmloop site check` tests the source.",
+                hint=f"{_ask_sender(site)}`filmloop status` shows the edge; `filmloop site check` tests the source.",
             )
-        tell("frames", f"{have:,} of {wanted:,} fresh frames")
+        tell("frames", _progress(site, have, wanted, end_s - time.monotonic()))
         time.sleep(0.2)
+
+
+def _progress(site: Site, have: int, wanted: int, left_s: float) -> str:
+    """How many frames there are, and of a source that others send to, how long they are waited for."""
+    text, source = f"{have:,} of {wanted:,} fresh frames", site.config.source
+    if not isinstance(source, ZeroMqSource | PvAccessSource):
+        return text
+    waits = "" if have else f", waiting for {source.sender}"
+    return f"{text}{waits}; gives up in {max(left_s, 0.0):.0f} s"
+
+
+def _ask_sender(site: Site) -> str:
+    source = site.config.source
+    return f"Is there {source.sender}? " if isinstance(source, ZeroMqSource | PvAccessSource) else ""
 
 
 def _brings_no_more(status: EdgeStatus) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from filmloop.config.paths import Home
+from filmloop.core.errors import TransientError
+from filmloop.edge.lock import only_edge
 from filmloop.ledger import Ledger
-from filmloop.testing.mlflow_server import shared_server
+from filmloop.testing.mlflow_server import free_port, shared_server
 
 pytestmark = pytest.mark.timeout(900)  # whole loops: on a busy machine they take their time
 
@@ -164,6 +167,42 @@ def test_looking_imports_neither_torch_nor_mlflow_nor_zarr(
     argv = [sys.executable, "-c", script, *words] + ([] if words == ("--version",) else command.argv()[-2:])
     done = subprocess.run(argv, env=command.env(), capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.endswith("HEAVY ")
+
+
+def test_a_second_edge_is_refused_before_it_says_that_it_runs(filmloop: Any, tmp_path: Path) -> None:
+    command = filmloop(tmp_path)
+    with only_edge(Home(tmp_path)):
+        refused = command.run("edge", "run", "--no-registry", code=TransientError.exit_code)
+    assert refused.stderr.startswith("TransientError An edge already runs"), refused.stderr
+    said = command.run("edge", "run", "--no-registry", "--frames", "100").stderr
+    assert said.startswith("edge at site local, stream simulator; ")
+
+
+def test_a_cycle_without_a_sender_says_at_once_whom_it_waits_for_and_until_when(filmloop: Any, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    cycle = filmloop(tmp_path, "registry.uri=http://127.0.0.1:9").start("retrain", "--source", f"zeromq:{address}")
+    line = next(line for line in iter(cycle.stderr.readline, "") if "  frames " in line or "hint" in line)
+    cycle.send_signal(signal.SIGINT)
+    cycle.communicate(timeout=60)
+    assert cycle.returncode == 130
+    assert f"0 of 6,000 fresh frames, waiting for a raw ZeroMQ sender that listens at {address}; gives up in" in line
+    assert 100 < float(line.split()[-2]) <= 120
+
+
+def test_sigterm_while_a_pool_of_frames_is_drawn_stops_the_edge_quickly_and_quietly(
+    filmloop: Any, tmp_path: Path
+) -> None:
+    command = filmloop(tmp_path)
+    edge = command.start("edge", "run", "--no-registry", "--source", "simulator?rate_hz=1000&pool_frames=400000")
+    end = time.monotonic() + 60
+    while (command.json("status")["edge"] or {}).get("state") != "running" and time.monotonic() < end:
+        time.sleep(0.1)
+    begun_s = time.monotonic()
+    edge.terminate()
+    _, err = edge.communicate(timeout=60)
+    assert edge.returncode == 0, err
+    assert "ERROR" not in err
+    assert time.monotonic() - begun_s < 3, "with others at work"
 
 
 def test_sigterm_stops_the_edge_cleanly_with_every_frame_staged(filmloop: Any, tmp_path: Path) -> None:

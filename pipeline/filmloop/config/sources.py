@@ -113,6 +113,12 @@ class ZeroMqSource(Section):
         """Whether frames come at a rate of their own, whoever takes them."""
         return True
 
+    @property
+    def sender(self) -> str:
+        """Who has to send, in words."""
+        does = "listens at" if self.role == "connect" else "connects to"
+        return f"a {self.dialect} ZeroMQ sender that {does} {' or '.join(self.endpoints)}"
+
 
 class PvAccessSource(Section):
     """An EPICS pvAccess channel with NTNDArray: a frame or a stack of frames an update."""
@@ -141,6 +147,11 @@ class PvAccessSource(Section):
     def live(self) -> bool:
         """Whether frames come at a rate of their own, whoever takes them."""
         return True
+
+    @property
+    def sender(self) -> str:
+        """Who has to send, in words."""
+        return f"the pvAccess channel {self.channel}"
 
     @model_validator(mode="after")
     def _names_its_attribute(self) -> Self:
