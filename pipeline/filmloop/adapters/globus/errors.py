@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import globus_sdk
 from globus_sdk.gare import GlobusAuthorizationParameters, to_gare
@@ -14,8 +15,10 @@ from globus_sdk.token_storage.validating_token_storage import IdentityMismatchEr
 from filmloop.adapters.globus.identity.who import Role, access_hint, login_command, remembered
 from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
 
+T = TypeVar("T")
 _TRANSIENT_STATUS = frozenset({408, 409, 423, 425, 429})
 _MESSAGE_CHARS = 400
+_AWAY = "The same call may work later; `filmloop site check` tests the way there."
 
 
 @contextmanager
@@ -46,6 +49,31 @@ def globus_errors(what: str, *, hint: str = "", role: Role = "data") -> Iterator
         if error is None:
             raise
         raise error from exc
+
+
+def answered(service: str, send: Callable[[], T]) -> T:
+    """What a service answers. A token that ends while the SDK is at its last repeat is renewed by it, but the request is not sent again.
+
+    Args:
+        service: Who is asked, as a message names it.
+        send: Asks, and reads the answer.
+
+    Raises:
+        TransientError: the answer is none of the service's, as that of a proxy that has no way to it.
+    """
+    try:
+        try:
+            return send()
+        except globus_sdk.GlobusAPIError as exc:
+            if exc.http_status != 401 or isinstance(exc, globus_sdk.AuthAPIError):
+                raise
+            return send()
+    except (globus_sdk.GlobusError, FilmloopError):
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError) as exc:
+        raise TransientError(
+            f"{service} answered what is no answer ({type(exc).__name__}: {str(exc)[:_MESSAGE_CHARS]}).", hint=_AWAY
+        ) from exc
 
 
 def forget_locals(exc: BaseException) -> None:
@@ -86,9 +114,6 @@ def _token_error(exc: TokenValidationError, what: str, hint: str, role: Role) ->
     if isinstance(exc, UnmetScopeRequirementsError):
         return AuthError(f"{what}: the login does not cover what is asked for.", hint=hint or access_hint(role))
     return AuthError(f"{what}: nobody is logged in ({exc}).", hint=hint or access_hint(role))
-
-
-_AWAY = "The same call may work later; `filmloop site check` tests the way there."
 
 
 def _api_error(exc: globus_sdk.GlobusAPIError, what: str, hint: str, role: Role) -> FilmloopError:

@@ -12,13 +12,13 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from filmloop.adapters.globus.compute.function import run
-from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.errors import answered, globus_errors
 from filmloop.adapters.globus.identity.auth import open_app
 from filmloop.config.globus import GlobusLauncher as LauncherSection
 from filmloop.config.globus import GlobusSection
@@ -39,6 +39,7 @@ _PASSES = re.compile(
 _BURST, _WINDOW_S = 3, 16.0
 """The SDK's Executor slows down above 4 submissions in 16 s: short functions leave one of them for training."""
 
+T = TypeVar("T")
 Use = Literal["ask", "submit", "errand"]
 Options = Mapping[str, str | int | float | bool]
 
@@ -105,12 +106,12 @@ class Compute:
     def register(self) -> str:
         """Register the function; returns its id."""
         with globus_errors("Registering the function"):
-            return str(self._client("submit").register_function(run))
+            return _sent(lambda: str(self._client("submit").register_function(run)))
 
     def unregister(self, function_id: str) -> None:
         """Have the service forget a function."""
         with globus_errors("Removing a function from Globus Compute"):
-            self._client("ask").delete_function(function_id)
+            _sent(lambda: self._client("ask").delete_function(function_id))
 
     def submit(
         self,
@@ -139,9 +140,13 @@ class Compute:
             result_serializers=["globus_compute_sdk.serialize.JSONData"],
         )
         batch.add(function_id, args=(dict(request),))
-        with self._refusals(), globus_errors("Sending a function to the endpoint"):
+
+        def send() -> Sent:
             sent: Any = client.batch_run(self._section.endpoint, batch)
-        return Sent(task_id=str(sent["tasks"][function_id][0]), group=str(sent["task_group_id"]))
+            return Sent(task_id=str(sent["tasks"][function_id][0]), group=str(sent["task_group_id"]))
+
+        with self._refusals(), globus_errors("Sending a function to the endpoint"):
+            return _sent(send)
 
     def ask(self, task_id: str) -> Told:
         """What became of a task.
@@ -158,7 +163,7 @@ class Compute:
                 # It warns of another Python at the endpoint, which `versions` compares, and which does not matter.
                 warnings.simplefilter("ignore", UserWarning)
                 try:
-                    said = self._client("ask").get_task(task_id)
+                    said = _sent(lambda: self._client("ask").get_task(task_id))
                 except TaskExecutionFailed as exc:
                     return Told(state="failed", status="failed", failure=exc.remote_data)
                 except SerdeError as exc:
@@ -184,7 +189,8 @@ class Compute:
             TransientError: the service is away.
         """
         with globus_errors("Asking for the endpoint"):
-            return bool(self._client("ask").get_endpoint_status(self._section.endpoint)["status"] == "online")
+            ask = self._client("ask").get_endpoint_status
+            return _sent(lambda: bool(ask(self._section.endpoint)["status"] == "online"))
 
     def tasks_of(self, group: str) -> list[str]:
         """Ids of the tasks of a group, oldest first as far as the service says.
@@ -194,8 +200,8 @@ class Compute:
         """
         with globus_errors("Asking for a task group"):
             # What `Executor.reload_tasks` asks, without its connection to the broker.
-            answer = self._client("ask")._compute_web_client.v2.get_task_group(group)
-        return [str(task["id"]) for task in answer.get("tasks", [])]
+            ask = self._client("ask")._compute_web_client.v2.get_task_group
+            return _sent(lambda: [str(task["id"]) for task in ask(group).data.get("tasks", [])])
 
     def _client(self, use: Use) -> Client:
         """The SDK's client: a patient one for submissions, one of `request_timeout_s` for the rest."""
@@ -210,10 +216,13 @@ class Compute:
         from globus_compute_sdk.serialize import AllCodeStrategies, JSONData
 
         with globus_errors("Reaching Globus Compute"), _http_timeout(timeout_s):
-            client = Client(
-                app=open_app(self._globus),
-                code_serialization_strategy=AllCodeStrategies(),
-                data_serialization_strategy=JSONData(),
+            app = open_app(self._globus)
+            client = _sent(
+                lambda: Client(
+                    app=app,
+                    code_serialization_strategy=AllCodeStrategies(),
+                    data_serialization_strategy=JSONData(),
+                )
             )
         for api in (client._compute_web_client.v2, client._compute_web_client.v3):
             api.retry_config.max_retries = _RETRIES  # five of them would hold a poll up for minutes
@@ -253,6 +262,10 @@ class Compute:
             hint="Mend [launcher.options] or [launcher.control] in the site file, or the endpoint's template.",
             ids=ids,
         )
+
+
+def _sent(send: Callable[[], T]) -> T:
+    return answered("Globus Compute", send)
 
 
 def source_digest() -> str:

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import globus_sdk
 
 from filmloop.adapters.globus.bounded import UNBOUNDED, BoundedTransport, Bounds, bounded_retries
-from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.errors import answered, globus_errors
 from filmloop.adapters.globus.identity.auth import Role, open_app
 from filmloop.config.globus import GlobusMover, GlobusSection
-from filmloop.core.errors import FilmloopError, TransientError
 
 T = TypeVar("T")
 _READINGS = 3
@@ -302,22 +301,7 @@ class Transfer:
 
 
 def _sent(send: Callable[[], T]) -> T:
-    """The answer. A token that ends while the SDK is at its last repeat is renewed by it, but the request is not sent again.
-
-    Raises:
-        TransientError: the answer is none of Transfer's, as that of a proxy that has no way to it.
-    """
-    try:
-        try:
-            return send()
-        except globus_sdk.TransferAPIError as exc:
-            if exc.http_status != 401:
-                raise
-            return send()
-    except (globus_sdk.GlobusError, FilmloopError):
-        raise
-    except (LookupError, ValueError, TypeError, AttributeError) as exc:
-        raise TransientError(f"Globus Transfer answered what is no answer ({type(exc).__name__}: {exc}).") from exc
+    return answered("Globus Transfer", send)
 
 
 def _is_missing(exc: globus_sdk.TransferAPIError) -> bool:
