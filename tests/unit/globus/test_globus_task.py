@@ -258,6 +258,26 @@ def test_a_disk_that_refuses_loses_the_attempt_and_does_not_fail_the_job(tmp_pat
     assert (answer.state, answer.error) == ("lost", "TransientError")
 
 
+def test_a_look_or_a_cancel_that_the_disk_refuses_says_nothing_about_the_training(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "hang")
+    training = worker(request_of(job))
+    try:
+        begun(job)
+        alive_file = Path(job.output_dir, "alive")
+        alive_file.rename(alive_file.with_name("alive.away"))
+        alive_file.mkdir()  # asking for the lock on it fails
+        for do in ("look", "cancel"):
+            result = run(request_of(job, do).as_json())
+            assert "answer" not in result, result
+            assert f"could not {do}" in result["said"]
+        alive_file.rmdir()
+        alive_file.with_name("alive.away").rename(alive_file)
+        assert ask(request_of(job, "look")).state == "running"
+    finally:
+        ask(request_of(job, "cancel"))
+        result_of(training)
+
+
 def test_a_folder_of_another_job_is_left_alone(tmp_path: Path) -> None:
     job = job_of(tmp_path, "succeed")
     ask(request_of(job))

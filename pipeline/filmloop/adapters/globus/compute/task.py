@@ -244,7 +244,10 @@ def _log_to(folder: Path) -> None:
 
 
 def answered(text: bytes) -> dict[str, Any]:
-    """Do what the request says; an error of ours is an answer too."""
+    """Do what the request says; an error of ours is an answer too.
+
+    A look or a cancel that the disk refuses for now says nothing about the training, which goes on: it has no answer.
+    """
     try:
         request = TaskRequest.model_validate_json(text)
     except ValidationError as exc:
@@ -252,10 +255,13 @@ def answered(text: bytes) -> dict[str, Any]:
     try:
         return {"train": train, "look": look, "cancel": cancel}[request.do](request).as_json()
     except FilmloopError as exc:
-        return _error(request, exc).as_json()
+        error = exc
     except OSError as exc:  # whatever it is, the job is not to blame
         known = translate_os_error(exc, Path(request.job.output_dir))
-        return _error(request, TransientError(known.message, hint=known.hint)).as_json()
+        error = TransientError(known.message, hint=known.hint)
+    if error.retryable and request.do != "train":
+        raise SystemExit(f"filmloop at the endpoint could not {request.do}: {error.message}")
+    return _error(request, error).as_json()
 
 
 def _error(request: TaskRequest, exc: FilmloopError) -> TaskAnswer:
