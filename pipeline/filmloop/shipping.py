@@ -16,7 +16,7 @@ from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
 from filmloop.core.documents import FileDigest, ShardRef
 from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
-from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir
+from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, try_lock
 from filmloop.core.retry import wait_until
 from filmloop.ports.mover import Direction, MoveItem, Mover, MoveStatus
 from filmloop.ports.registry import Registry, not_there
@@ -25,6 +25,8 @@ from filmloop.staging.catalog import SealedShard
 _MOVE_ATTEMPTS = 3
 _LAST_SHARE = 0.1
 """In the last tenth of its time a move is not begun anew: an attempt that failed then was given up for its deadline."""
+_DOWNLOAD_S = 300.0
+"""So long a process waits for another one that brings bundles of the same model."""
 _KINDS: dict[str, type[FilmloopError]] = {
     kind.__name__: kind for kind in (DataError, VerificationError, CancelledError, TransientError)
 }
@@ -95,20 +97,40 @@ def kept_bundles(home: Home, model: str) -> dict[str, Path]:
 def local_bundle(home: Home, registry: Registry, version: str) -> Path:
     """The bundle of a registered version on this side, verified; downloaded unless it is here already.
 
+    Of several processes that lack it one downloads, and the others wait for that: `filmloop models zoo` beside a cycle.
+
     Raises:
         DataError: no such version, or its bundle is not what was registered.
-        TransientError: the registry is away.
+        TransientError: the registry is away, or another process has been downloading for minutes.
     """
     info = registry.get(version)
     if info is None:
         raise not_there(registry, version)
     folder = home.weights / registry.model / info.version
-    try:
-        verify_bundle(folder, digest=info.bundle_digest)
-    except DataError:
-        registry.download(info.version, folder)
-        verify_bundle(folder, digest=info.bundle_digest)
+    if _is_here(folder, info.bundle_digest):
+        return folder
+
+    def brought() -> bool | None:
+        # Beside the folders of the models, where housekeeping counts nothing.
+        with try_lock(home.weights / f"{registry.model}.lock") as free:
+            if not free:
+                return None
+            if not _is_here(folder, info.bundle_digest):
+                registry.download(info.version, folder)
+                verify_bundle(folder, digest=info.bundle_digest)
+            return True
+
+    hint = "Rerun: by then it is here."
+    wait_until(brought, deadline_s=_DOWNLOAD_S, what="A download by another process", hint=hint)
     return folder
+
+
+def _is_here(folder: Path, digest: str) -> bool:
+    try:
+        verify_bundle(folder, digest=digest)
+    except DataError:
+        return False
+    return True
 
 
 def move(

@@ -17,9 +17,11 @@ import pytest
 
 from filmloop.adapters.mlflow.registry import MlflowRegistry
 from filmloop.bundle import verify_bundle
+from filmloop.config.paths import Home
 from filmloop.core.documents import TrainHyper, TrainResult
-from filmloop.core.errors import AuthError, ConfigError, DataError, TransientError
+from filmloop.core.errors import AuthError, ConfigError, DataError, FilmloopError, TransientError
 from filmloop.core.fsio import canonical_json, sha256_bytes
+from filmloop.shipping import local_bundle
 from filmloop.testing.bundles import make_bundle
 from filmloop.testing.mlflow_server import shared_server
 
@@ -291,6 +293,30 @@ def test_what_a_bad_server_answers_becomes_the_right_error_at_once(status, body,
     assert caught.value.hint
     assert uri in caught.value.message
     assert type(caught.value) is error
+
+
+def test_two_that_lack_a_bundle_at_once_both_get_it(registry, bundle, tmp_path):
+    made = register(registry, bundle, "c1")
+    for round_ in range(5):
+        home, problems = Home(tmp_path / f"home{round_}"), []
+        together = threading.Barrier(3)
+
+        def bring(home=home, problems=problems, together=together):
+            own = MlflowRegistry(registry.uri, model=registry.model, experiment="integration", timeout_s=10)
+            own.get(made.version)
+            together.wait()
+            try:
+                local_bundle(home, own, made.version)
+            except FilmloopError as exc:
+                problems.append(repr(exc))
+
+        threads = [threading.Thread(target=bring) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+        verify_bundle(home.weights / registry.model / made.version, digest=made.bundle_digest)
 
 
 def test_a_server_that_never_answers_is_given_up_within_the_timeout():
