@@ -295,6 +295,16 @@ def test_what_a_bad_server_answers_becomes_the_right_error_at_once(status, body,
     assert type(caught.value) is error
 
 
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"status": "maintenance"}'])
+def test_an_answer_without_a_version_does_not_mean_that_there_is_no_champion(body):
+    with server_that((200, "application/json", body)) as (uri, _, _):
+        registry = MlflowRegistry(uri, model="m", experiment="e", timeout_s=5)
+        for asked in ("champion", "7"):
+            with pytest.raises(TransientError, match="names no version of m") as caught:
+                registry.get(asked)
+            assert uri in caught.value.message
+
+
 def test_two_that_lack_a_bundle_at_once_both_get_it(registry, bundle, tmp_path):
     made = register(registry, bundle, "c1")
     for round_ in range(5):

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from filmloop.adapters.mlflow.client import connect, is_absent, mlflow_errors
+from filmloop.adapters.mlflow.client import SERVE_HINT, connect, is_absent, mlflow_errors
 from filmloop.adapters.mlflow.curve import curve_metrics, hyper_params
 from filmloop.adapters.mlflow.lineage import lineage_tags
 from filmloop.bundle import RESULT
 from filmloop.core.clock import utc_text
 from filmloop.core.documents import TrainResult, VersionInfo
-from filmloop.core.errors import ConfigError, DataError
+from filmloop.core.errors import ConfigError, DataError, TransientError
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir
 
 if TYPE_CHECKING:
@@ -296,6 +296,17 @@ class MlflowRegistry:
         return by_version
 
     def _info(self, version: ModelVersion, aliases: tuple[str, ...] | None = None) -> VersionInfo:
+        """What the server says of a version.
+
+        Raises:
+            TransientError: it names none, as a proxy does that answers with an empty page: the champion is not gone.
+        """
+        if not str(version.version or ""):
+            raise TransientError(
+                f"What answers at {self.uri} names no version of {self.model}: is something between us and MLflow?",
+                hint=SERVE_HINT,
+                ids={"uri": self.uri},
+            )
         tags: dict[str, Any] = dict(version.tags)
         return VersionInfo(
             name=version.name,
