@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -25,7 +26,6 @@ from filmloop.testing.shards import example_block, write_shard
 
 STARTER = """
 import sys
-from pathlib import Path
 from filmloop.adapters.mlflow.server import ensure_server, serve
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry
@@ -344,3 +344,21 @@ def test_without_mlflows_server_the_extra_is_named(home, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         ensure_server(home, Section())
     assert "filmloop[registry]" in caught.value.hint
+
+
+def servers_of(home):
+    """Processes of MLflow that work in the registry folder of this home."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            if entry.isdigit() and os.readlink(f"/proc/{entry}/cwd") == str(home.registry):
+                found.append(int(entry))
+    return found
+
+
+def test_a_server_that_cannot_be_written_down_does_not_stay_behind(home):
+    (home.registry / "server.json" / "in the way").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises((DataError, TransientError), match=r"server\.json"):
+            ensure_server(home, Section(port=free_port()))
+    assert servers_of(home) == []

@@ -237,7 +237,10 @@ def _taken(port: int, key: str) -> ConfigError:
 
 
 def _launch(home: Home, section: Section, port: int) -> ServerRecord:
-    """Start the process and record it. A crash between the two leaves a server that nobody finds: it does no harm."""
+    """Start the process and record it. A crash between the two leaves a server that nobody finds: it does no harm.
+
+    One that cannot be recorded, as on a full disk, is ended: every call would leave another one.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--host", section.host, "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database_of(home)}"]
     command += ["--artifacts-destination", str(home.registry / "artifacts")]
@@ -267,7 +270,11 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
         started_utc=utc_now(),
         token=token,
     )
-    record.write(_record_file(home))
+    try:
+        record.write(_record_file(home))
+    except BaseException:
+        _end(record)
+        raise
     return record
 
 
