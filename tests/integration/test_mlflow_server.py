@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,7 @@ from filmloop.testing.shards import example_block, write_shard
 
 STARTER = """
 import sys
+from pathlib import Path
 from filmloop.adapters.mlflow.server import ensure_server, serve
 from filmloop.config.paths import Home
 from filmloop.config.schema import MlflowRegistry
@@ -362,3 +364,13 @@ def test_a_server_that_cannot_be_written_down_does_not_stay_behind(home):
         with pytest.raises((DataError, TransientError), match=r"server\.json"):
             ensure_server(home, Section(port=free_port()))
     assert servers_of(home) == []
+
+
+def test_a_server_inherits_no_secret_of_globus(home, monkeypatch):
+    monkeypatch.setenv("FILMLOOP_GLOBUS_SECRET", "for nobody to see")
+    home.registry.mkdir(parents=True)
+    record = server._launch(home, Section(), free_port())
+    try:
+        assert b"for nobody to see" not in Path(f"/proc/{record.pid}/environ").read_bytes()
+    finally:
+        server._end(record)

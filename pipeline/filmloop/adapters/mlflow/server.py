@@ -34,6 +34,8 @@ FIRST_PORT, LAST_PORT = 5050, 5149
 """Searched if the site names no port. 5000, MLflow's own default, is often taken."""
 
 _PORT_PATIENCE_S = 10.0
+_NOT_FOR_IT = ("MLFLOW_TRACKING_", "FILMLOOP_GLOBUS_")
+"""Variables that a server does not inherit: how to reach another one, and secrets, which it would show to its user for weeks."""
 _TAIL_LINES = 12
 _log = logging.getLogger(__name__)
 # Popen objects of servers that this process started: polled, so that a dead one is no zombie for ever.
@@ -249,7 +251,7 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
     # Job execution would be a third process of 250 MB for things we do not use.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     token = secrets.token_hex(16)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_IT)}
     with disk_errors(home.registry), _log_file(home).open("ab") as log:
         child = subprocess.Popen(
             command,
