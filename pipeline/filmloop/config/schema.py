@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from filmloop.config.forms import SITE_NAME, WEB_ADDRESS
 from filmloop.config.globus import GlobusLauncher, GlobusMover, GlobusSection
@@ -203,6 +203,16 @@ class MlflowRegistry(Section):
     experiment: str = Field("filmloop", description="experiment that holds the training runs")
     timeout_s: float = Field(10.0, gt=0, description="of one request")
     start_deadline_s: float = Field(120.0, gt=0, description="how long our own server may take to start")
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, uri: str) -> str:
+        if "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "a name or a password in it would be read in messages, logs and every version's tags; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment instead"
+            )
+        return uri
 
 
 class TrainingSection(Section):

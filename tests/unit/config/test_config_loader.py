@@ -224,6 +224,14 @@ def test_configurations_do_not_change() -> None:
         SiteConfig().site = "other"  # type: ignore[misc]
 
 
+def test_a_password_in_the_address_of_the_registry_is_refused_and_not_repeated() -> None:
+    said = refusal({"registry": {"uri": "https://anna:hunter2@mlflow.example.org/registry"}})
+    assert "registry.uri" in said
+    assert "MLFLOW_TRACKING_PASSWORD" in said
+    assert "hunter2" not in said
+    assert parse_site({"registry": {"uri": "https://mlflow.example.org/@anna"}}).registry.uri
+
+
 def test_a_custom_spec_gives_a_name_that_a_registry_takes() -> None:
     config = parse_site({"model": {"name": "my_package.nets:SPEC"}})
     assert config.registered_model == "local-my_package.nets.SPEC-16x128"
