@@ -181,7 +181,9 @@ def promote(
 
 @app.command("rollback")
 def rollback(
-    to: Annotated[str | None, typer.Option(help="Version number. Default: the champion before this one.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Version number, or challenger. Default: the champion before this one.")
+    ] = None,
     why: Why = "rolled back by hand",
     site_file: SiteFile = None,
     sets: Sets = None,

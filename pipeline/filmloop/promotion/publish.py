@@ -60,7 +60,8 @@ def promote(
 def rollback(registry: Registry, trail: AuditTrail, *, who: str, why: str, to: str | None = None) -> AliasMove:
     """Make the champion before this one the champion again, or the version `to`.
 
-    Rolling back twice goes two champions back. A version that the registry no longer has is passed over.
+    Rolling back twice goes two champions back. A version that the registry no longer has is passed over. `to` may be an
+    alias, too, and is the version that it points at.
 
     Raises:
         ConfigError: there is no earlier champion, or `to` is the champion already.
@@ -71,7 +72,7 @@ def rollback(registry: Registry, trail: AuditTrail, *, who: str, why: str, to: s
         current = _settle(registry, trail)
         if to is None:
             to = _previous(registry, trail, current)
-        elif to == current:
+        elif (to := _current(registry, to) or to) == current:
             raise ConfigError(
                 f"Version {to} of {registry.model} is the champion already.",
                 hint="`filmloop models list` shows the others.",

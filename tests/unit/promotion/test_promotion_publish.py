@@ -133,6 +133,16 @@ def test_rolling_back_to_a_named_version(registry, trail):
         rollback(registry, trail, who="anna", why="again", to="1")
 
 
+def test_rolling_back_to_an_alias_is_rolling_back_to_its_version(registry, trail):
+    champions(registry, trail, "1", "2", "3")
+    set_challenger(registry, trail, version="2", who="cycle", why="newest")
+    with pytest.raises(ConfigError, match="is the champion already"):
+        rollback(registry, trail, who="anna", why="typo", to="champion")
+    move = rollback(registry, trail, who="anna", why="that one", to="challenger")
+    assert (move.from_version, move.to_version) == ("3", "2")
+    assert registry.aliases["champion"] == "2"
+
+
 def test_rolling_back_passes_over_a_version_that_was_deleted(registry, trail):
     champions(registry, trail, "1", "2", "3")
     del registry._versions["2"]
