@@ -115,6 +115,18 @@ def test_the_deadline_ends_a_move_that_may_be_tried_again(site: MoverSite, make:
     assert ended(patient, patient.submit("to_cluster", items, key="k1")).state == "succeeded"
 
 
+def test_a_clock_that_is_set_forward_does_not_make_a_move_hang(
+    site: MoverSite, make: Make, slow_disk: threading.Event
+) -> None:
+    mover = make()
+    handle = mover.submit("to_cluster", site.put("to_cluster", THREE), key="k1")
+    assert slow_disk.wait(10)
+    lock = site.edge.parent / "moves/k1/lock"
+    os.utime(lock, (0, 0))  # as old as it looks once the clock has gone on by years
+    assert mover.poll(handle).state == "active"
+    mover.cancel(handle)
+
+
 def test_a_bug_in_a_mover_is_told_as_one(site: MoverSite, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("filmloop.adapters.local.moveworker.deliver", lambda *_, **__: 1 // 0)
     mover = make()

@@ -87,7 +87,9 @@ class JournalledMover(ABC, Generic[Worker]):
         self._raise_error(handle)
         worker = self._work_on(handle)
         if worker is not None:
-            return self._wedged(handle) or MoveStatus(
+            # Its own clock: the time of day may have been set forward meanwhile.
+            wedged = self._wedged(handle) if worker.overdue(by_s=self._wedged_s) else None
+            return wedged or MoveStatus(
                 state="active", files_done=worker.files_done, bytes_done=worker.bytes_done, detail=worker.detail
             )
         return self._wedged(handle) or self.seen_from_outside(MoveRequest.read(folder / REQUEST))

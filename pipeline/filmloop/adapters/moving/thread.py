@@ -79,9 +79,9 @@ class MoveThread(ABC):
         """Whether somebody cancelled the move or its process lets it go."""
         return self._let_go.is_set() or (self.folder / CANCEL).exists()
 
-    def overdue(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.left_s() < 0
+    def overdue(self, *, by_s: float = 0.0) -> bool:
+        """Whether the deadline has passed, and so long ago."""
+        return self.left_s() < -by_s
 
     def left_s(self) -> float:
         """Until the deadline; negative once it has passed."""
