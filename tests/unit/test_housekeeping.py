@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
+
+from filmloop import housekeeping
 from filmloop.config.paths import UNSWEPT, Home
 from filmloop.housekeeping import remove_old
 
@@ -46,3 +50,17 @@ def test_the_newest_downloaded_weights_stay(home: Home) -> None:
 
 def test_an_empty_home_is_fine(home: Home) -> None:
     remove_old(home, keep_cycles=(), keep_weights=1)
+
+
+def test_all_moves_are_looked_through_once_however_many_cycles_there_were(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        (home.cycles / f"c{number}").mkdir(parents=True)
+        (home.moves / f"c{number}-move").mkdir(parents=True)
+    looked: list[Path] = []
+    children = housekeeping._children
+    monkeypatch.setattr(housekeeping, "_children", lambda folder: (looked.append(folder), children(folder))[1])
+    remove_old(home, keep_cycles={"c49"}, keep_weights=1)
+    assert [path.name for path in home.moves.iterdir()] == ["c49-move"]
+    assert looked.count(home.moves) == 1
