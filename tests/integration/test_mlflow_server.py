@@ -348,6 +348,23 @@ def test_without_mlflows_server_the_extra_is_named(home, monkeypatch):
     assert "filmloop[registry]" in caught.value.hint
 
 
+@pytest.mark.slow
+def test_all_that_the_server_keeps_is_in_its_home_whatever_that_is_called(tmp_path):
+    home = Home(tmp_path / "50%20of this? #1")
+    make_bundle(tmp_path / "bundle")
+    try:
+        registry = MlflowRegistry(
+            ensure_server(home, Section(port=free_port())), model="m", experiment="e", timeout_s=10
+        )
+        made = registry.register(tmp_path / "bundle", key="c1", description="", tags={}, metrics={})
+        registry.download(made.version, tmp_path / "back")
+    finally:
+        stop_server(home)
+    assert server.database_of(home).is_file()
+    assert len(list(home.registry.glob("artifacts/**/weights.safetensors"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [home.root.name, "back", "bundle"]
+
+
 def servers_of(home):
     """Processes of MLflow that work in the registry folder of this home."""
     found = []

@@ -244,8 +244,10 @@ def _launch(home: Home, section: Section, port: int) -> ServerRecord:
     One that cannot be recorded, as on a full disk, is ended: every call would leave another one.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", section.host, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database_of(home)}"]
-    command += ["--artifacts-destination", str(home.registry / "artifacts")]
+    # Both below its working folder, the registry's: MLflow takes whole paths apart, and a `%` or a `?` in one of them
+    # leads out of the state folder.
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{database_of(home).name}"]
+    command += ["--artifacts-destination", "artifacts"]
     # The edge asks every second; one line each would be 8 MB of log a day.
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
     # Job execution would be a third process of 250 MB for things we do not use.
