@@ -50,7 +50,10 @@ class ModelSection(Section):
     """Which network the loop keeps fresh."""
 
     name: str = Field("mixer", description="a catalog name, or package.module:SPEC")
-    registered_as: str = Field("", description="name in the registry; '' is <site>-<name>-<channels>x<energy_bins>")
+    registered_as: str = Field(
+        "", pattern=r"^([^./:'\"\\\x00-\x1f][^/:'\"\\\x00-\x1f]{0,79})?$", description="name in the registry, without slashes, "
+        "colons and quotes; '' is <site>-<name>-<channels>x<energy_bins>"
+    )  # fmt: skip
     hyper: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="hyper-parameters of the network, over its defaults"
     )

@@ -224,6 +224,16 @@ def test_configurations_do_not_change() -> None:
         SiteConfig().site = "other"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("name", ["it's", "a/b", "a:b", "..", ".hidden", 'a"b', "x" * 81, "a\nb"])
+def test_a_name_that_the_registry_would_refuse_after_the_training_is_refused_at_once(name: str) -> None:
+    assert "model.registered_as" in refusal({"model": {"registered_as": name}})
+
+
+@pytest.mark.parametrize("name", ["mine", "My model 2", "Ångström 50%", "a_b-c.d"])
+def test_a_name_that_the_registry_takes_is_taken(name: str) -> None:
+    assert parse_site({"model": {"registered_as": name}}).registered_model == name
+
+
 def test_a_password_in_the_address_of_the_registry_is_refused_and_not_repeated() -> None:
     said = refusal({"registry": {"uri": "https://anna:hunter2@mlflow.example.org/registry"}})
     assert "registry.uri" in said
