@@ -144,6 +144,12 @@ def _load_finite(path: Path) -> Arrays:
             hint="filmloop never loads pickled weights; train again to get a bundle.",
             ids=ids,
         ) from exc
+    except (TypeError, AttributeError) as exc:  # bfloat16, float8
+        raise VerificationError(
+            f"{path} holds numbers of a kind that NumPy does not have: {exc}.",
+            hint="The network has to keep its parameters in float32 or float16.",
+            ids=ids,
+        ) from exc
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"{path}: {name} has values that are not finite.", ids=ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,16 @@ def test_pickled_weights_are_never_unpickled(bundle: Path, tmp_path: Path) -> No
     with pytest.raises(VerificationError):
         load_weights(bundle)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(("kind", "size_bytes"), [("BF16", 2), ("F8_E4M3", 1)])
+def test_numbers_that_numpy_does_not_have_are_told_as_such(bundle: Path, kind: str, size_bytes: int) -> None:
+    header = json.dumps({"a": {"dtype": kind, "shape": [1], "data_offsets": [0, size_bytes]}}).encode()
+    (bundle / names.WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size_bytes))
+    reseal(bundle)
+    with pytest.raises(VerificationError, match="numbers of a kind that NumPy does not have") as caught:
+        verify_bundle(bundle)
+    assert "float32" in caught.value.hint
 
 
 def test_an_absent_evaluation_is_a_data_error(bundle: Path) -> None:
