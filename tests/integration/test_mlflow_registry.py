@@ -305,6 +305,18 @@ def test_an_answer_without_a_version_does_not_mean_that_there_is_no_champion(bod
             assert uri in caught.value.message
 
 
+def test_a_page_that_is_not_found_where_mlflow_was_a_moment_ago_may_pass():
+    version = {"name": "m", "version": "7", "creation_timestamp": 0, "tags": [], "aliases": ["champion"]}
+    answer = [200, "application/json", json.dumps({"model_version": version}).encode()]
+    with server_that(answer) as (uri, _, _):
+        registry = MlflowRegistry(uri, model="m", experiment="e", timeout_s=5)
+        assert registry.get("champion").version == "7"
+        answer[:] = 404, "text/plain", b"404 page not found"
+        for ask in (lambda: registry.get("champion"), registry.versions):
+            with pytest.raises(TransientError):
+                ask()
+
+
 def test_two_that_lack_a_bundle_at_once_both_get_it(registry, bundle, tmp_path):
     made = register(registry, bundle, "c1")
     for round_ in range(5):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -60,6 +61,7 @@ class MlflowRegistry:
         self.url = f"{self.uri}/#/models/{quote(model, safe='')}"
         self._experiment, self._timeout_s = experiment, timeout_s
         self._lazy_client: MlflowClient | None = None
+        self._has_answered = False
 
     def register(
         self,
@@ -79,7 +81,7 @@ class MlflowRegistry:
         """
         result = TrainResult.read(bundle / RESULT)
         digest = result.bundle_digest()
-        with mlflow_errors(self.uri, f"register a version of {self.model}"):
+        with self._errors(f"register a version of {self.model}"):
             if found := self._version_of(key):
                 self._same_bundle(found.tags.get(DIGEST_TAG, ""), digest, key)
                 return self._info(found)
@@ -97,7 +99,7 @@ class MlflowRegistry:
             AuthError: it wants a login.
         """
         client = self._client
-        with mlflow_errors(self.uri, f"look up {version_or_alias} of {self.model}"):
+        with self._errors(f"look up {version_or_alias} of {self.model}"):
             try:
                 if version_or_alias.isdigit():
                     return self._info(client.get_model_version(self.model, version_or_alias))
@@ -116,7 +118,7 @@ class MlflowRegistry:
             AuthError: it wants a login.
         """
         client, found, token = self._client, [], None
-        with mlflow_errors(self.uri, f"list the versions of {self.model}"):
+        with self._errors(f"list the versions of {self.model}"):
             while True:
                 page = client.search_model_versions(
                     f"name='{self.model}'", max_results=_PAGE, order_by=["version_number DESC"], page_token=token
@@ -138,7 +140,7 @@ class MlflowRegistry:
         client = self._client
         part = target.with_name(f"{target.name}.download{PART_SUFFIX}")
         # requests' errors are OSErrors too: MLflow's translation must see them first.
-        with disk_errors(target), mlflow_errors(self.uri, f"send version {version} of {self.model}"):
+        with disk_errors(target), self._errors(f"send version {version} of {self.model}"):
             from mlflow.artifacts import download_artifacts, list_artifacts
 
             source = client.get_model_version(self.model, version).source
@@ -167,7 +169,7 @@ class MlflowRegistry:
             AuthError: it wants a login.
             DataError: no such version.
         """
-        with mlflow_errors(self.uri, f"point {alias} of {self.model} at version {version}"):
+        with self._errors(f"point {alias} of {self.model} at version {version}"):
             self._client.set_registered_model_alias(self.model, alias, version)
 
     def annotate(self, version: str, *, description: str | None = None, tags: Mapping[str, str] | None = None) -> None:
@@ -178,7 +180,7 @@ class MlflowRegistry:
             AuthError: it wants a login.
             DataError: no such version.
         """
-        with mlflow_errors(self.uri, f"annotate version {version} of {self.model}"):
+        with self._errors(f"annotate version {version} of {self.model}"):
             if description is not None:
                 self._client.update_model_version(self.model, version, description[:_DESCRIPTION_CHARS])
             for name, value in (tags or {}).items():
@@ -189,6 +191,21 @@ class MlflowRegistry:
         if self._lazy_client is None:
             self._lazy_client = connect(self.uri, self._timeout_s)
         return self._lazy_client
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """As `mlflow_errors`. What has answered as MLflow before is no mistake in the site file when it no longer does.
+
+        Proxies answer 404 while the server behind them is restarted.
+        """
+        try:
+            with mlflow_errors(self.uri, what):
+                yield
+        except ConfigError as exc:
+            if self._has_answered and exc.ids.get("error_code") == "ENDPOINT_NOT_FOUND":
+                raise TransientError(exc.message, hint=SERVE_HINT, ids=exc.ids) from exc
+            raise
+        self._has_answered = True
 
     def _version_of(self, key: str) -> ModelVersion | None:
         found = self._client.search_model_versions(f"name='{self.model}' and tags.`{KEY_TAG}`='{key}'", max_results=1)
