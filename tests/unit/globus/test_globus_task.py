@@ -22,6 +22,7 @@ from filmloop.adapters.globus.compute import versions
 from filmloop.adapters.globus.compute.function import run
 from filmloop.adapters.globus.compute.wire import TAIL, WORDS, TaskAnswer, TaskRequest
 from filmloop.adapters.local.held import hold
+from filmloop.core.clock import utc_now
 from filmloop.core.documents import ModelChoice, TrainJob
 from filmloop.core.retry import wait_until
 from filmloop.testing.contracts.launcher import alive, said_pids, starts
@@ -202,6 +203,12 @@ def test_a_task_that_comes_after_its_time_does_nothing(tmp_path: Path) -> None:
     job = job_of(tmp_path, "succeed")
     answer = ask(request_of(job, start_by_s=time.time() - 1))
     assert (answer.state, "withdrawn" in answer.detail, starts(job)) == ("failed", True, 0)
+
+
+def test_a_task_that_comes_too_late_tells_both_times_by_which_clocks_that_differ_are_seen(tmp_path: Path) -> None:
+    answer = ask(request_of(job_of(tmp_path, "succeed"), start_by_s=1.0))
+    assert "to begin by 1970-01-01T00:00:01.000Z" in answer.detail
+    assert f"came at {utc_now()[:10]}" in answer.detail
 
 
 def test_a_task_that_waited_for_another_attempt_is_as_late_as_it_came(tmp_path: Path) -> None:

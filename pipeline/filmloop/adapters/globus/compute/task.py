@@ -36,7 +36,7 @@ from filmloop.adapters.local.held import hold, is_held
 from filmloop.adapters.local.jobfolder import folder_for
 from filmloop.adapters.local.mark import kill_marked
 from filmloop.adapters.local.runfolder import ALIVE, CANCEL, JOB, LOG, last_metrics, log_tail
-from filmloop.core.clock import utc_now
+from filmloop.core.clock import utc_now, utc_text
 from filmloop.core.documents import TrainJob
 from filmloop.core.errors import ConfigError, DataError, FilmloopError, TransientError
 from filmloop.core.forking import die_with
@@ -128,7 +128,9 @@ def _train(request: TaskRequest, folder: Path, came_s: float) -> TaskAnswer:
         if before is not None and _began(folder, before):
             late = f"Attempt {request.attempt} came too late and did not begin."
             return _answer(request, LaunchStatus(state="lost", detail=late))
-        why = "It waited too long for the endpoint, or in its queue, and was withdrawn."
+        # Both times, so that a person sees clocks that differ.
+        why = "It waited too long for the endpoint, or in its queue, and was withdrawn: "
+        why += f"it was to begin by {utc_text(request.start_by_s)}, and came at {utc_text(came_s)} by the clock there."
         atomic_write_bytes(folder / CANCEL, f"{why}\n".encode())
         return _answer(request, LaunchStatus(state="failed", detail=why))
     if ends_soon(request):
