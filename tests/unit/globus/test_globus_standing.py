@@ -156,6 +156,35 @@ def test_an_attempt_that_found_its_batch_job_too_short_is_sent_again_and_not_los
     assert site.poll().state == "succeeded"
 
 
+@pytest.mark.parametrize(("lost", "trains"), [("train-0", "twin"), ("twin", "train-0")])
+def test_a_task_whose_worker_was_lost_does_not_lose_the_attempt_that_another_one_trains(
+    site: Site, lost: str, trains: str
+) -> None:
+    site.entry.write(site.sending.model_copy(update={"twins": ("twin",)}))
+    site.service.looked = answer("running")
+    until(site, lambda: site.sending.running_utc != "")
+    site.service.told[lost] = Told(state="failed", status="failed", failure="parsl: WorkerLost")
+    for _ in range(5):
+        assert site.poll().state == "running"
+    assert site.sending.lost is None
+    site.service.told[trains] = done(answer("succeeded"))
+    assert site.poll().state == "succeeded"
+
+
+def test_an_attempt_all_of_whose_tasks_were_lost_is_lost(site: Site) -> None:
+    site.entry.write(site.sending.model_copy(update={"twins": ("twin",)}))
+    for task_id in ("train-0", "twin"):
+        site.service.told[task_id] = Told(state="failed", status="failed", failure="parsl: WorkerLost")
+    status = site.poll()
+    assert (status.state, "WorkerLost" in status.detail) == ("lost", True)
+
+
+def test_what_the_run_folder_says_of_a_loss_counts_whoever_brings_it(site: Site) -> None:
+    site.entry.write(site.sending.model_copy(update={"twins": ("twin",)}))
+    site.service.told["twin"] = done(answer("lost"))
+    assert site.poll().state == "lost"
+
+
 def test_a_slow_login_node_is_given_longer_for_every_next_look(site: Site) -> None:
     site.poll()
     looks = [site.service.times("look")]

@@ -32,8 +32,7 @@ _SELDOM = 4
 """A job that runs is looked at in every so manieth poll."""
 _AGAIN_S = 30.0
 """So long after a task found that its batch job ends too soon, the attempt is sent once more."""
-_FIRST_S = 5.0
-_FIRST_LOOK_S = 0.2
+_FIRST_S, _FIRST_LOOK_S = 5.0, 0.2
 
 
 class Standing:
@@ -105,9 +104,9 @@ class Standing:
             if told.state == "pending":
                 continue
             answer = answer_of(told, self._entry.job().job_id)
-            if answer.state not in ("absent", "waiting"):
+            if answer.state not in ("absent", "waiting") and not _is_of_one_task(answer, sending):
                 return self._judge(sending, answer)
-            _log.info("task %s did not begin: %s", task_id, answer.detail)
+            _log.info("task %s came to nothing: %s", task_id, answer.detail)
             sending = self._entry.write(sending.model_copy(update={"earlier": (*sending.earlier, task_id)}))
             self._idle_s = time.time()
         looked = self._run_errand(sending)
@@ -289,6 +288,11 @@ class Standing:
         begun = sending.running_utc or sending.submitted_utc
         wait_s = 0.0 if sending.running_utc else self._section.queue_wait_s + _SKEW_S
         return time.time() - epoch_s(begun) > wait_s + self._deadline_s + _SPARE_S
+
+
+def _is_of_one_task(answer: TaskAnswer, sending: Sending) -> bool:
+    """Whether a worker was lost of which the run folder says nothing, while the attempt may train in another task."""
+    return answer.state == "lost" and not answer.token and len(_tasks(sending)) > 1
 
 
 def _tasks(sending: Sending) -> list[str]:
