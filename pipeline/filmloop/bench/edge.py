@@ -5,7 +5,8 @@ Peers in the same run, before and after it:
 - `bare`: the same runtime on the same frames with the whole machine to itself, keys only, as the edge asks for them;
   `bare_dense` with all rates delivered.
 - `yardstick`: the least program that stages frames on this machine (`filmloop.bench.yardstick`), and the same without
-  staging: bare OpenVINO on the network as it was exported. Left out where there is no OpenVINO.
+  staging: bare OpenVINO on the network as it was exported, in the precision that is fastest here
+  (`yardstick_precision`). Left out where there is no OpenVINO.
 - bare ONNX Runtime in float32, and PyTorch as one would write it.
 
 Shape suffixes: N frames, C channels, E energy bins.
@@ -58,7 +59,7 @@ def measure(seconds: float, folder: Path, *, runtime: str = "auto", ring_mb: flo
     edge = RunningEdge(site, folder)
     chosen = edge.runtime_name
     rates: dict[str, list[float]] = defaultdict(list)
-    _peers(rates, edge.bundles[0], counts_NCE, folder / "pool.npy", chosen, seconds / 6)
+    precision = _peers(rates, edge.bundles[0], counts_NCE, folder / "pool.npy", chosen, seconds / 6)
     with edge:
         before, cpu_before, begun_s = edge.status(), edge.cpu_s(), time.monotonic()
         time.sleep(seconds)
@@ -82,6 +83,7 @@ def measure(seconds: float, folder: Path, *, runtime: str = "auto", ring_mb: flo
         "cores": {role: round((cpu_after[role] - cpu_before[role]) / took_s, 2) for role in cpu_after},
         "rss_mb": {role: round(value) for role, value in memory_mb.items()},
         "runtime": chosen,
+        "yardstick_precision": precision,
         "batch_frames": after.choice.batch_frames if after.choice else 0,
         "quality_frames": after.quality.frames if after.quality else 0,
         "model": site.config.model.name,
@@ -109,12 +111,15 @@ def _peers(
     pool: Path,
     chosen: str,
     seconds: float,
-) -> None:
-    """One round of all peers."""
-    each_s = seconds / 3
+) -> str:
+    """One round of all peers; returns the precision of the yardstick."""
+    each_s, precision = seconds / 3, ""
     if importlib.util.find_spec("openvino") is not None:
-        rates["yardstick"].append(yardstick(bundle / ONNX, pool, seconds, staged=True))
-        rates["yardstick_bare"].append(yardstick(bundle / ONNX, pool, each_s, staged=False))
+        staged = yardstick(bundle / ONNX, pool, seconds, staged=True)
+        bare = yardstick(bundle / ONNX, pool, each_s, staged=False)
+        rates["yardstick"].append(staged.frames_per_s)
+        rates["yardstick_bare"].append(bare.frames_per_s)
+        precision = bare.precision
     for name, runtime, dense in (
         ("bare", chosen, False),
         ("bare_dense", chosen, True),
@@ -129,3 +134,4 @@ def _peers(
             made.close()
     use_threads(cores())
     rates["torch_eager"].append(eager_frames_per_s(load_module(bundle), counts_NCE, 256, each_s))
+    return precision
