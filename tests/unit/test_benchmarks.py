@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -249,12 +250,16 @@ def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weig
 
     import gpu
 
+    def slowly(work, stream, pool):
+        time.sleep(0.05)
+        return work
+
     class Engine:
         device, dtype = torch.device("cpu"), torch.float32
         pinned = staticmethod(lambda shape, dtype: torch.zeros(shape, dtype=dtype))
         stream = pool = staticmethod(lambda: None)
         on = staticmethod(lambda stream: nullcontext())
-        capture = staticmethod(lambda work, stream, pool: work)
+        capture = staticmethod(slowly)
         done = staticmethod(lambda stream: lambda: None)
 
     monkeypatch.setattr(gpu, "CudaRuntime", partial(gpu.CudaRuntime, engine=Engine()))
@@ -264,6 +269,7 @@ def test_the_gpu_benchmarks_measurement_runs_and_its_swap_check_finds_stale_weig
     assert value["ok"]
     assert value["swap_ok"]
     assert value["relative_rms"] < 1e-5
+    assert value["first_batch_s"] >= 2 * 0.05, "both lanes capture their graph in it"
     monkeypatch.setattr(gpu.CudaRuntime.func, "put_weights", lambda self, module, version: None)
     assert not gpu.measure("mixer", seconds=0.02, tuned=False)["swap_ok"]
 
