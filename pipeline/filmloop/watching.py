@@ -6,21 +6,25 @@ import logging
 import threading
 import time
 
-from filmloop.bootstrap import Site, Tell
+from filmloop.bootstrap import Site, Tell, open_ledger
+from filmloop.core.clock import epoch_s
 from filmloop.core.documents import CycleReport
-from filmloop.core.errors import FilmloopError
+from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.log import Limited
 from filmloop.local_loop import drift_seen, retrain_once
 
 _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_BUSY_S = 10.0
+"""Another cycle runs, which may know nothing of the drift yet: so long until the next try."""
 
 
 class Watch:
     """One cycle for every alarm, and another one whenever `drift.rest_s` have passed and it lasts.
 
-    A cycle that fails for a while is tried again after the same rest.
+    A cycle that fails for a while is tried again after the same rest. The rest outlives a restart: it counts from the end of
+    the newest cycle in the journal, if that began after the alarm. What another cycle stood in the way of has no rest.
 
     Args:
         site: Its edge is the one that is watched.
@@ -30,7 +34,7 @@ class Watch:
     def __init__(self, site: Site, tell: Tell) -> None:
         self._site, self._tell = site, tell
         self._last: tuple[str, str] = ("", "")
-        self._again_s = 0.0
+        self._again_s, self._was_busy = 0.0, False
         self._trouble = Limited(_log)
 
     def run(self, stop: threading.Event) -> None:
@@ -52,9 +56,12 @@ class Watch:
         if seen is None or not seen.needs_training:
             return None
         alarm = (seen.version, seen.alarm_since_utc)
+        if not any(self._last) and (rest_s := self._left_to_rest_s(seen.alarm_since_utc)) > 0:
+            self._last, self._again_s = alarm, time.monotonic() + rest_s
         if alarm == self._last and time.monotonic() < self._again_s:
             return None
-        self._tell("drift", seen.in_words())
+        if alarm != self._last or not self._was_busy:
+            self._tell("drift", seen.in_words())
         self._last, self._again_s = alarm, time.monotonic() + self._site.config.drift.rest_s
         try:
             report = retrain_once(self._site, with_edge=False, tell=self._tell)
@@ -65,5 +72,18 @@ class Watch:
             return None
         self._trouble.worked("cycles get through again")
         # However long the cycle took: the rest begins at its end, and the alarm is that of the version before it.
-        self._again_s = time.monotonic() + self._site.config.drift.rest_s
+        rest_s, self._was_busy = self._site.config.drift.rest_s, report.outcome == "busy"
+        self._again_s = time.monotonic() + (min(rest_s, _BUSY_S) if self._was_busy else rest_s)
         return report
+
+    def _left_to_rest_s(self, alarm_since_utc: str) -> float:
+        """Of a rest that a former process began; 0 if there is none, or the clock was set back."""
+        try:
+            with open_ledger(self._site, read_only=True) as ledger:
+                newest = ledger.history(1)
+        except TransientError:
+            return 0.0
+        if not newest or not newest[0].finished_utc or epoch_s(newest[0].started_utc) < epoch_s(alarm_since_utc):
+            return 0.0
+        ago_s = time.time() - epoch_s(newest[0].finished_utc)
+        return self._site.config.drift.rest_s - ago_s if ago_s >= 0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +11,7 @@ from filmloop import watching
 from filmloop.bootstrap import Site, open_ledger
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
+from filmloop.core.clock import utc_now, utc_text
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import TrainingError, TransientError
 from filmloop.drift.report import DriftReport
@@ -88,9 +90,10 @@ def cycles(monkeypatch):
 
     def retrain(site, *, with_edge, tell):
         begun.append(drift_seen(site))
-        if outcomes and isinstance(outcomes[0], Exception):
-            raise outcomes.pop(0)
-        return CycleReport(outcome="promoted", message="")
+        outcome = outcomes.pop(0) if outcomes else "promoted"
+        if isinstance(outcome, Exception):
+            raise outcome
+        return CycleReport(outcome=outcome, message="")
 
     monkeypatch.setattr(watching, "retrain_once", retrain)
     return begun, outcomes
@@ -125,3 +128,39 @@ def test_trouble_that_passes_does_not_end_the_watch_and_other_trouble_does(tmp_p
         with pytest.raises(TrainingError):
             watch.look()
     assert len(begun) == 2
+
+
+def test_a_cycle_that_failed_for_good_is_not_begun_again_before_the_rest_by_a_watch_that_was_restarted(
+    tmp_path, cycles
+):
+    """systemd starts the watch again after a minute, as often as a cycle fails: each would cost a training."""
+    begun, _ = cycles
+    site = site_of(tmp_path, rest_s=600.0)
+    drifted = DRIFTED.model_copy(update={"alarm_since_utc": utc_now()})
+    train(site, "failed")
+    with edge(site, drifted):
+        assert watching.Watch(site, lambda *_: None).look() is None
+        assert begun == []
+        assert watching.Watch(site_of(tmp_path, rest_s=1e-6), lambda *_: None).look() is not None
+    later = DRIFTED.model_copy(update={"alarm_since_utc": utc_text(time.time() + 1)})
+    with edge(site, later):
+        assert watching.Watch(site, lambda *_: None).look() is not None, "it is another drift"
+
+
+def test_a_drift_that_comes_while_another_cycle_runs_is_taken_up_soon_after(tmp_path, cycles, monkeypatch):
+    """That one may have chosen its frames before the drift: a rest of ten minutes would begin with nothing done."""
+    begun, outcomes = cycles
+    monkeypatch.setattr(watching, "_BUSY_S", 0.05)
+    site, told = site_of(tmp_path, rest_s=1000.0), []
+    watch = watching.Watch(site, lambda step, text: told.append(text))
+    outcomes[:] = ["busy", "busy"]
+    with edge(site, DRIFTED):
+        assert watch.look().outcome == "busy"
+        assert watch.look() is None
+        time.sleep(0.06)
+        assert watch.look().outcome == "busy"
+        time.sleep(0.06)
+        assert watch.look().outcome == "promoted"
+        time.sleep(0.06)
+        assert watch.look() is None
+    assert (len(begun), len(told)) == (3, 1)
