@@ -141,6 +141,12 @@ def test_the_endpoints_unit_calls_the_endpoint_package_as_it_is() -> None:
     assert f"~/.globus_compute/{folder}" in (CHECKOUT / "site_configs/endpoints/user_environment.yaml").read_text()
 
 
+def test_no_unit_in_which_ranks_run_is_ended_with_one_that_ran_out_of_memory() -> None:
+    """OOMPolicy=stop is the default (systemd.service(5)): the cycle that would submit the job again would be ended as well."""
+    for name in ("worker", "retrain", "drift", "edge"):
+        assert "OOMPolicy=continue\n" in (SYSTEMD / f"filmloop-{name}.service").read_text(encoding="utf-8"), name
+
+
 def test_the_units_pass_systemd_analyze(tmp_path: Path) -> None:
     """With the paths of this machine in place of /opt/filmloop, as the page tells the reader to do."""
     tool = shutil.which("systemd-analyze")
