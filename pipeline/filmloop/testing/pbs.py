@@ -1,16 +1,17 @@
-"""A stand-in for PBS Professional: `qsub`, `qstat`, `qdel`, `mpiexec`, for a machine on which there is no PBS.
+"""A stand-in for PBS Professional: `qsub`, `qstat`, `qselect`, `qdel`, `mpiexec`, for a machine on which there is no PBS.
 
 It is not PBS. It answers the commands that `adapters.pbs` gives in the form of the reference guide, runs a script at once
 as a process of this machine, and knows neither nodes nor limits. What it shows is that the launcher keeps its promises
 when PBS does what its manual says.
 
-    python -m filmloop.testing.pbs FOLDER qsub SCRIPT | qstat -x -f -F json [ID ...] | qdel ID | mpiexec ...
+    python -m filmloop.testing.pbs FOLDER qsub SCRIPT | qstat -x -f -F json [ID ...] | qselect -x -u USER -N NAME | qdel ID | mpiexec ...
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -24,15 +25,17 @@ from typing import Any
 from filmloop.core.fsio import atomic_write_json, create_json, read_json
 
 SERVER = "stand-in"
+FINISHED, TERMINATED, FAILED = 92, 91, 93
+"""Substates of a job in state F; one that was deleted has the exit status of its shell all the same."""
 KILL_DELAY_S = 1.0
 """Between SIGTERM and SIGKILL of qdel; 10 s by default in PBS."""
 
 
 def install(folder: Path) -> Path:
-    """Write the four commands into `folder/bin`; returns that folder, to be put on the PATH."""
+    """Write the commands into `folder/bin`; returns that folder, to be put on the PATH."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
-    for name in ("qsub", "qstat", "qdel", "mpiexec"):
+    for name in ("qsub", "qstat", "qselect", "qdel", "mpiexec"):
         path = commands / name
         words = shlex.join([sys.executable, "-m", "filmloop.testing.pbs", str(folder), name])
         path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
@@ -44,7 +47,10 @@ def qsub(folder: Path, script: Path) -> int:
     """Queue the script and start it at once; prints the job's id."""
     options = dict(_options(script))
     number = 1
-    while not create_json(folder / f"{number}.{SERVER}.json", {"Job_Name": options.get("-N", ""), "job_state": "Q"}):
+    record: dict[str, Any] = {"Job_Name": options.get("-N", ""), "job_state": "Q"}
+    if "-v" in options:
+        record["Variable_List"] = dict(pair.split("=", 1) for pair in options["-v"].split(","))
+    while not create_json(folder / f"{number}.{SERVER}.json", record):
         number += 1
     batch_id = f"{number}.{SERVER}"
     (folder / f"{batch_id}.sh").write_bytes(script.read_bytes())
@@ -73,20 +79,35 @@ def run(folder: Path, batch_id: str, output: str) -> int:
     _write(folder, batch_id, {**record, "job_state": "R", "session_id": child.pid})
     code = child.wait()
     status = code if code >= 0 else 256 - code
-    # A job that ended by itself upon qdel's SIGTERM has been deleted all the same.
-    deleted = (folder / f"{batch_id}.deleted").exists()
-    _write(folder, batch_id, {**record, "job_state": "F", "Exit_status": 271 if deleted else status})
+    _write(folder, batch_id, {**record, **_finished(folder, batch_id, status), "Exit_status": status})
     return 0
 
 
+def _finished(folder: Path, batch_id: str, status: int) -> dict[str, Any]:
+    """As OpenPBS writes it down: `svr_setjob_histinfo`, `update_job_finish_comment`."""
+    if (folder / f"{batch_id}.deleted").exists():
+        return {"job_state": "F", "substate": TERMINATED, "comment": "Job run and terminated"}
+    substate, how = (FAILED, "failed") if status else (FINISHED, "finished")
+    return {"job_state": "F", "substate": substate, "comment": f"Job run and {how}"}
+
+
 def qstat(folder: Path, batch_ids: list[str]) -> int:
-    """Print the jobs, as `qstat -x -f -F json` does."""
+    """Print the jobs, as `qstat -x -f -F json` does: digits have no quotes, also those of 005, which is no JSON then."""
     known = {path.stem: read_json(path) for path in folder.glob(f"*.{SERVER}.json")}
     if missing := [batch_id for batch_id in batch_ids if batch_id not in known]:
         print(f"qstat: Unknown Job Id {missing[0]}", file=sys.stderr)
         return 153
     jobs = {name: job for name, job in known.items() if not batch_ids or name in batch_ids}
-    print(json.dumps({"timestamp": int(time.time()), "pbs_version": "0", "pbs_server": SERVER, "Jobs": jobs}))
+    said = json.dumps({"timestamp": int(time.time()), "pbs_version": "0", "pbs_server": SERVER, "Jobs": jobs})
+    print(re.sub(r': "(\d+)"', r": \1", said))
+    return 0
+
+
+def qselect(folder: Path, words: list[str]) -> int:
+    """Print the ids of the jobs of a name; all are of one user."""
+    name = words[words.index("-N") + 1]
+    jobs = {path.stem: read_json(path) for path in folder.glob(f"*.{SERVER}.json")}
+    print("\n".join(batch_id for batch_id, job in jobs.items() if job["Job_Name"] == name))
     return 0
 
 
@@ -101,7 +122,7 @@ def qdel(folder: Path, batch_id: str) -> int:
         return 35
     (folder / f"{batch_id}.deleted").touch()
     if record["job_state"] == "Q":
-        _write(folder, batch_id, {**record, "job_state": "F"})
+        _write(folder, batch_id, {**record, "job_state": "F", "substate": TERMINATED})
         return 0
     with suppress(ProcessLookupError):
         os.kill(record["session_id"], signal.SIGTERM)
@@ -146,6 +167,8 @@ def main(folder: Path, name: str, words: list[str]) -> int:
         return qdel(folder, words[0])
     if name == "mpiexec":
         mpiexec(words)
+    if name == "qselect":
+        return qselect(folder, words)
     return qstat(folder, [word for word in words if word[0].isdigit()])
 
 

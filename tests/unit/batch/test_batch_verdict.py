@@ -99,6 +99,11 @@ def test_a_state_of_slurm(state: str, phase: str, end: str) -> None:
         ({"job_state": "F", "Exit_status": -11}, "ended", "interrupted"),
         ({"job_state": "F", "Exit_status": 265}, "ended", "interrupted"),
         ({"job_state": "F", "Exit_status": 271, "comment": "job exceeded walltime"}, "ended", "time limit"),
+        ({"job_state": "F", "Exit_status": -29, "substate": 93}, "ended", "time limit"),
+        ({"job_state": "F", "Exit_status": 143, "substate": 91}, "ended", "cancelled"),
+        ({"job_state": "F", "Exit_status": 143, "comment": "Job run and terminated by root@h"}, "ended", "cancelled"),
+        ({"job_state": "F", "comment": "Not Running: walltime and terminated"}, "ended", "cancelled"),
+        ({"job_state": "F", "substate": 93, "comment": "Job run at Mon"}, "ended", "interrupted"),
     ],
 )
 def test_a_state_of_pbs(job: dict[str, Any], phase: str, end: str) -> None:

@@ -1,11 +1,14 @@
-"""PBS Professional's words: qsub, mpiexec, qstat, qdel. Never met a real PBS: tested with `filmloop.testing.pbs` only.
+"""PBS Professional's words: qsub, mpiexec, qstat, qselect, qdel. Never met a real PBS: tested with `filmloop.testing.pbs` only.
 
-Options and the JSON of `qstat -f -F json` are those of the PBS Professional reference guide and the qstat man page.
+Options and the JSON of `qstat -f -F json` are those of the PBS Professional reference guide and the man pages of qstat and
+qselect; what an end looks like is that of OpenPBS' source (`svr_setjob_histinfo` and `update_job_finish_comment`).
 """
 
 from __future__ import annotations
 
+import getpass
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +22,25 @@ from filmloop.core.errors import TransientError
 _PASSING = ("cannot connect", "connection refused", "timed out", "would exceed", "server is shutting down", "busy")
 """In what qsub says when the same call may work later; `would exceed` is about how many jobs may be queued."""
 _UNKNOWN = ("unknown job", "job has finished", "invalid state")
+_WANTED = re.compile(r'"(job_state|substate|Exit_status|comment)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
+"""What is asked of a job, in a document that is no JSON: qstat writes an environment of `N=005` or `P=\\'` as it stands
+(openpbs/openpbs#1255, #2541)."""
 # job_state of qstat(1B): E is exiting, F finished; B and M belong to arrays and moved jobs.
 _WAITING = "HQTWM"
 _RUNNING = "RESUB"
 _SIGNAL_BASE = 256
 """Exit_status of a job that a signal ended is this much above the signal."""
-_DELETED = 271
-"""SIGTERM: what qdel and the end of the walltime leave."""
+_SIGTERM, _KILL_WALLTIME = 271, -29
+"""What a shell leaves that heeds no SIGTERM, of qdel or at the end of the walltime; and what PBS writes for the latter itself."""
+_TERMINATED, _FAILED = 91, 93
+"""Substates of a finished job: deleted, whatever its shell made of the SIGTERM; ended badly for another reason."""
 
 
 class PbsDialect:
     """See `adapters.batch.dialect.Dialect`."""
 
     name = "PBS"
-    commands: tuple[str, ...] = ("qsub", "qstat", "qdel")
+    commands: tuple[str, ...] = ("qsub", "qstat", "qselect", "qdel")
     job_variable = "PBS_JOBID"
 
     def __init__(self, section: Section) -> None:
@@ -81,13 +89,17 @@ class PbsDialect:
         return ""
 
     def find(self, attempt: Attempt) -> str | None:
-        """See `Dialect.find`."""
-        jobs = self._jobs()
-        return next((batch_id for batch_id, job in jobs.items() if job.get("Job_Name") == attempt.name), None)
+        """See `Dialect.find`. Among one's own jobs: a list of all is long, and as broken as the most broken job in it."""
+        command = ("qselect", "-x", "-u", getpass.getuser(), "-N", attempt.name)
+        done = call(command, timeout_s=self._section.command_timeout_s)
+        if done.returncode != 0:
+            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise TransientError(f"qselect: {said}", hint="PBS is away; try again.")
+        return next(iter(done.stdout.split()), None)
 
     def look(self, batch_id: str) -> Look:
         """See `Dialect.look`. `-x` shows ended jobs for as long as the site keeps their history."""
-        job = self._jobs(batch_id).get(batch_id)
+        job = self._job(batch_id)
         return Look(phase="gone") if job is None else look_of(job)
 
     def cancel(self, batch_id: str) -> None:
@@ -96,19 +108,22 @@ class PbsDialect:
         if done.returncode != 0 and not any(words in done.stderr.lower() for words in _UNKNOWN):
             raise TransientError(f"qdel: {' '.join(done.stderr.split())}", hint="Try again.")
 
-    def _jobs(self, *batch_ids: str) -> dict[str, dict[str, Any]]:
-        done = call(("qstat", "-x", "-f", "-F", "json", *batch_ids), timeout_s=self._section.command_timeout_s)
+    def _job(self, batch_id: str) -> dict[str, Any] | None:
+        done = call(("qstat", "-x", "-f", "-F", "json", batch_id), timeout_s=self._section.command_timeout_s)
         if done.returncode != 0 and any(words in done.stderr.lower() for words in _UNKNOWN[:1]):
-            return {}
-        try:
-            found = json.loads(done.stdout) if done.returncode == 0 else None
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}, no JSON"
+            return None
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}, no JSON"
+        if done.returncode != 0:
             raise TransientError(f"qstat: {said}", hint="PBS is away; try again.")
-        jobs = found.get("Jobs", {})
-        return jobs if isinstance(jobs, dict) else {}
+        try:
+            found = json.loads(done.stdout)
+        except ValueError:
+            found = {"Jobs": {batch_id: _picked(done.stdout)}}
+        jobs = found.get("Jobs", {}) if isinstance(found, dict) else None
+        if not isinstance(jobs, dict) or jobs.get(batch_id) == {}:
+            raise TransientError(f"qstat: {said}", hint="PBS is away; try again.")
+        job: dict[str, Any] | None = jobs.get(batch_id)
+        return job
 
 
 def look_of(job: dict[str, Any]) -> Look:
@@ -118,18 +133,28 @@ def look_of(job: dict[str, Any]) -> Look:
         return Look(phase="waiting", word=state, reason=comment)
     if state in _RUNNING:
         return Look(phase="running", word=state, reason=comment)
-    status = job.get("Exit_status")
+    status, substate = job.get("Exit_status"), job.get("substate")
     word = f"{state} {status}".strip() if status is not None else state
     lowered = comment.lower()
-    if "walltime" in lowered:
+    if substate == _TERMINATED or re.search(r" and terminated( by |$)", lowered):
+        return Look(phase="ended", word=word, reason=comment, end="cancelled")
+    if status == _KILL_WALLTIME or "walltime" in lowered:
         return Look(phase="ended", word=word, reason=comment, end="time limit")
-    if status is None or status == _DELETED:
+    if status is None and substate == _FAILED:
+        # Its node is lost, and it could not be started again: PBS writes no exit status.
+        return Look(phase="ended", word=word, reason=comment, end="interrupted")
+    if status is None or status == _SIGTERM:
         # One that was deleted in the queue has no exit status.
         return Look(phase="ended", word=word, reason=comment, end="cancelled")
     if isinstance(status, int) and (status < 0 or status == _SIGNAL_BASE + 9):
         # Below 0 are the troubles of PBS itself: a node that failed, a job that could not be started.
         return Look(phase="ended", word=word, reason=comment, end="interrupted")
     return Look(phase="ended", word=word, reason=comment, end="by itself")
+
+
+def _picked(text: str) -> dict[str, Any]:
+    """Of a single job, what is asked of it; empty if it is not there."""
+    return {key: value[1:-1] if value[0] == '"' else int(value) for key, value in _WANTED.findall(text)}
 
 
 def _hours(seconds: float) -> str:
