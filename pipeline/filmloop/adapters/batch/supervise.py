@@ -3,6 +3,9 @@
 It takes the place of the batch script's shell. Runs the command of `batch.json` on all nodes, ends it at the deadline, on
 request, and when told to stop itself (preemption, the time limit, a cancel), and writes `exit.json`. A job that was
 requeued comes here again. Imports no torch.
+
+A node that the batch system has lost sight of may run on, while the job starts again on others. Whoever started last is in
+`started.json`: the former start ends itself, and writes nothing into the folder any more.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from pathlib import Path
 
 from filmloop.adapters.batch.attempt import HOST, PORT, RUN, Attempt, Started
 from filmloop.adapters.local.mark import TOKEN, kill_marked
-from filmloop.adapters.local.runfolder import ATTEMPT_LINE, CANCEL, ERROR, EXIT, LOG, Exit, Reason
+from filmloop.adapters.local.runfolder import ATTEMPT_LINE, BUNDLE_RESULT, CANCEL, ERROR, EXIT, LOG, Exit, Reason
 from filmloop.core.clock import utc_now
+from filmloop.core.errors import FilmloopError
 
 _LOOK_S = 0.2
 _STOP_S = 10.0
@@ -68,13 +72,17 @@ def start(attempt: Attempt, folder: Path, *, before: Callable[[], None] | None =
         )
 
 
-def watch(child: subprocess.Popen[bytes], attempt: Attempt, folder: Path, told_to_stop: list[int]) -> Reason:
-    """Wait until the command has ended, or has to."""
+def watch(
+    child: subprocess.Popen[bytes], attempt: Attempt, folder: Path, told_to_stop: list[int], mine: Started
+) -> Reason | None:
+    """Wait until the command has ended, or has to; None if the folder is another start's by now."""
     began_s = time.monotonic()
     error_s: float | None = None
     pidfd = os.pidfd_open(child.pid)
     try:
         while not select.select([pidfd], [], [], _LOOK_S)[0]:
+            if _is_replaced(folder, mine):
+                return None
             if (folder / CANCEL).exists():
                 return "cancelled"
             if told_to_stop or time.monotonic() - began_s > attempt.save_after_s:
@@ -88,9 +96,32 @@ def watch(child: subprocess.Popen[bytes], attempt: Attempt, folder: Path, told_t
     finally:
         os.close(pidfd)
     # Who cancels or preempts a job tells everybody at once: the command may be gone before this loop has looked.
+    if _is_replaced(folder, mine):
+        return None
     if (folder / CANCEL).exists():
         return "cancelled"
     return "terminated" if told_to_stop else "ended"
+
+
+def _is_replaced(folder: Path, mine: Started) -> bool:
+    with suppress(FilmloopError, OSError):  # a disk that does not answer says nothing
+        return Started.read(folder) not in (mine, None)
+    return False
+
+
+def _has_succeeded(folder: Path) -> bool:
+    before = Exit.read(folder)
+    return before is not None and before.exit_code == 0 and (folder / BUNDLE_RESULT).is_file()
+
+
+def drop(child: subprocess.Popen[bytes], attempt: Attempt) -> None:
+    """End the command alone. The other start has this job's id and mark: what is sent to those would end it as well."""
+    child.terminate()
+    try:
+        child.wait(attempt.grace_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def end(child: subprocess.Popen[bytes], attempt: Attempt) -> int:
@@ -128,9 +159,13 @@ def supervise(folder: Path, token: str, batch_id: str, begin: Start = start) -> 
     if (folder / CANCEL).exists():
         _say(f"job {batch_id} was cancelled before it began")
         return 0
+    if _has_succeeded(folder):
+        _say(f"job {batch_id} has succeeded before and does nothing")
+        return 0
     for stale in (EXIT, ERROR):
         (folder / stale).unlink(missing_ok=True)
-    Started(token=token, batch_id=batch_id, host=socket.gethostname(), started_utc=utc_now()).write(folder)
+    mine = Started(token=token, batch_id=batch_id, host=socket.gethostname(), started_utc=utc_now())
+    mine.write(folder)
     began_s = time.monotonic()
     try:
         child = begin(attempt, folder)
@@ -140,7 +175,11 @@ def supervise(folder: Path, token: str, batch_id: str, begin: Start = start) -> 
         return 127
     where = f"job {batch_id} on {socket.gethostname()}, supervisor {os.getpid()}"
     print(f"{ATTEMPT_LINE}{attempt.attempt} at {utc_now()}, {where}", file=sys.stderr, flush=True)
-    reason = watch(child, attempt, folder, told_to_stop)
+    reason = watch(child, attempt, folder, told_to_stop, mine)
+    if reason is None:
+        drop(child, attempt)
+        _say(f"{where}: the job was started again elsewhere, this start has ended")
+        return 0
     code = end(child, attempt)
     wall_s = round(time.monotonic() - began_s, 3)
     Exit(exit_code=code, reason=reason, wall_s=wall_s, ended_utc=utc_now()).write(folder)
