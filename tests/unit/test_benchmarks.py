@@ -194,6 +194,13 @@ def test_the_drift_benchmark_finds_every_drift_and_names_it(tmp_path):
     assert value["false_alarms"] == 0
 
 
+def test_a_drift_that_a_seed_has_not_found_leaves_no_worst_time_to_be_quoted():
+    from filmloop.bench.drift import worst
+
+    assert worst([{"frames_worst": 609}, {"frames_worst": 3342}]) == 3342
+    assert worst([{"frames_worst": 609}, {"frames_worst": None}]) is None
+
+
 @pytest.mark.slow
 def test_the_warm_start_benchmark_trains_both_ways_and_asks_the_zoo_at_every_condition(tmp_path):
     value = quick_command("warmstart", tmp_path, "--folder", str(tmp_path))

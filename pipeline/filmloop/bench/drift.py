@@ -6,7 +6,7 @@ the moments of every frame, window by window. Frames are sampled ones; at the de
 as many, or as many as pass in the time that `edge.quality_hz` leaves.
 
 - `frames_median`, `frames_worst`: sampled frames from the first drifted one to the alarm, over the seeds. The drift begins
-  anywhere in a window. A ramp is counted from its beginning.
+  anywhere in a window. A ramp is counted from its beginning. There is no worst where a seed did not find it.
 - `right_kind`: share of the seeds in which what is said five windows after the alarm has the right kind, and channel.
 - `inside`: share in which the true magnitude lies in the stated interval.
 - `false_alarms`: quiet windows that raised one, of `quiet_windows`; `..._without_tolerance`: with `least_...` all at 0,
@@ -20,7 +20,7 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,11 +119,17 @@ def measure(*, seeds: int, quiet_windows: int, steps: int, section: DriftSection
         "false_alarms": sum(alarms for _, alarms, _ in quiet),
         "false_alarms_without_tolerance": sum(alarms for _, _, alarms in quiet),
         "found": round(float(np.mean([each["found"] for each in detected.values()])), 3),
-        "frames_worst": max(each["frames_worst"] or 0 for each in detected.values()),
+        "frames_worst": worst(detected.values()),
         "right_kind": round(float(np.mean([each["right_kind"] for each in detected.values()])), 3),
         "drifts": detected,
         "gain_correction": {name: _correction(case, watched[0]) for name, case in CORRECTED.items()},
     }
+
+
+def worst(detected: Iterable[Mapping[str, Any]]) -> int | None:
+    """Most frames that any drift took; None if one of them was not found by every seed."""
+    took = [each["frames_worst"] for each in detected]
+    return None if None in took else max(took)
 
 
 def trained(steps: int) -> Predict:
