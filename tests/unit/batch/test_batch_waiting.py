@@ -252,6 +252,40 @@ def test_a_withdrawal_that_was_refused_is_tried_again(
     assert queue.cancelled == ["1"]
 
 
+def test_a_withdrawn_job_that_the_queue_keeps_is_an_error_and_no_wait_without_end(
+    job: TrainJob, queue: Queue, make: Callable[..., BatchLauncher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filmloop.adapters.batch.launcher._END_S", 0.05)
+    launcher, folder = make(queue_wait_s=600.0), Path(job.output_dir)
+    handle = launcher.submit(job)
+    age(folder, 601.0)
+    assert launcher.poll(handle).state == "pending"
+    time.sleep(0.06)
+    with pytest.raises(TransientError, match="keeps it: Slurm job 1 waits"):
+        launcher.poll(handle)
+    queue.sees = slurm_look("CANCELLED", "")
+    assert launcher.poll(handle).state == "failed"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_job_that_slurm_has_lost_and_its_accounting_calls_alive_is_gone(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """`sacctmgr show runawayjobs` lists them: squeue knows none of them, and nothing ever ends them."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n")
+    (commands / "sacct").write_text(f"#!/bin/sh\necho '{state}|None'\n")
+    (commands / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    for path in commands.iterdir():
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    section = Section(poll_s=1e-6, settle_s=0.0)
+    launcher = BatchLauncher(section=section, dialect=SlurmDialect(section), command=("true",))
+    status = launcher.poll(launcher.submit(job))
+    assert (status.state, f"Slurm job 7: {state}" in status.detail) == ("lost", True), status
+
+
 def test_a_job_that_is_back_in_the_queue_waits_from_then_on_also_across_a_restart(
     job: TrainJob, queue: Queue, make: Callable[..., BatchLauncher]
 ) -> None:

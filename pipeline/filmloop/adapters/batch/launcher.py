@@ -61,6 +61,7 @@ class BatchLauncher:
     ) -> None:
         self.section, self.dialect, self._command, self._grace_s = section, dialect, command, grace_s
         self._seen: dict[str, tuple[float, Look]] = {}
+        self._withdrawn_s: dict[Path, float] = {}
 
     def submit(self, job: TrainJob) -> str:
         """See `Launcher.submit`."""
@@ -77,7 +78,8 @@ class BatchLauncher:
 
         Raises:
             DataError: no such handle.
-            TransientError: the batch system is away for longer than the job may wait, or the disk refuses.
+            TransientError: the batch system is away for longer than the job may wait, or keeps a job that was withdrawn, or
+                the disk refuses.
         """
         folder = folder_of(handle)
         if (status := success(folder)) is not None:
@@ -148,6 +150,12 @@ class BatchLauncher:
             self._withdraw(
                 folder, f"It waited {self.section.queue_wait_s:.0f} s in the queue and was withdrawn. {detail}"
             )
+            since_s = self._withdrawn_s.setdefault(folder, time.monotonic())
+            if time.monotonic() - since_s > _END_S:
+                raise TransientError(
+                    f"{self.dialect.name} was told to end a job {_END_S:.0f} s ago and keeps it: {detail}.",
+                    hint="End it by hand. The next call goes on with the same job.",
+                )
         return _under_way(folder, "pending", detail)
 
     def _withdraw(self, folder: Path, why: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filmloop.adapters.batch.attempt import BATCH_OUT, Attempt
@@ -108,14 +109,16 @@ class SlurmDialect:
         return rows[0] if rows else None
 
     def look(self, batch_id: str) -> Look:
-        """See `Dialect.look`. squeue knows an ended job for MinJobAge, 5 minutes by default; then sacct, if there is one."""
-        rows = self._rows("squeue", "--noheader", "--states=all", f"--jobs={batch_id}", "--format=%T|%r")
-        if not rows:
-            rows = self._accounting(f"--jobs={batch_id}", "--format=State%40,Reason")
-        if not rows:
+        """See `Dialect.look`. squeue knows an ended job for MinJobAge, 5 minutes by default; then sacct, if there is one.
+
+        What sacct alone calls alive is not: slurmctld has lost it, or its end never came to the accounting ("runaway jobs").
+        """
+        if rows := self._rows("squeue", "--noheader", "--states=all", f"--jobs={batch_id}", "--format=%T|%r"):
+            return _look_of_row(rows[0])
+        if not (rows := self._accounting(f"--jobs={batch_id}", "--format=State%40,Reason")):
             return Look(phase="gone")
-        state, _, reason = rows[0].partition("|")
-        return look_of(state.strip(), "" if reason.strip() in ("None", "") else reason.strip())
+        look = _look_of_row(rows[0])
+        return look if look.phase == "ended" else replace(look, phase="gone")
 
     def cancel(self, batch_id: str) -> None:
         """See `Dialect.cancel`."""
@@ -152,6 +155,11 @@ class SlurmDialect:
         raise TransientError(
             f"sacct: {' '.join(done.stderr.split()) or done.returncode}", hint="The accounting is away; try again."
         )
+
+
+def _look_of_row(row: str) -> Look:
+    state, _, reason = row.partition("|")
+    return look_of(state.strip(), "" if reason.strip() in ("None", "") else reason.strip())
 
 
 def look_of(state: str, reason: str) -> Look:
