@@ -137,3 +137,45 @@ def test_more_ranks_than_frames_of_a_batch_are_refused_in_words(tmp_path: Path, 
     assert (error["error"], error["exit_code"]) == ("ConfigError", 2)
     assert error["message"] == "training.hyper.batch_frames = 1 is below the number of ranks, 2."
     assert "[launcher]" in error["hint"]
+
+
+_GRADIENTS = """
+import json, sys, torch
+from filmloop.training.ranks import joined_ranks
+with joined_ranks() as ranks:
+    calls, means = [], []
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(700, 700), torch.nn.Linear(700, 1))  # more than one bucket
+    parallel = ranks.wrap(module, lambda: calls.append(len(means)))
+    for step in range(5):
+        module.zero_grad()
+        parallel(torch.full((2, 700), float(ranks.rank + step))).sum().backward()
+        means.append(float(module[0].weight.grad.double().sum()))
+    alone = []
+    for step in range(5):
+        total = 0.0
+        for rank in range(ranks.world):
+            module.zero_grad()
+            module(torch.full((2, 700), float(rank + step))).sum().backward()
+            total += float(module[0].weight.grad.double().sum()) / ranks.world
+        alone.append(total)
+    if ranks.is_first:
+        json.dump({"calls": calls, "means": means, "alone": alone}, open(sys.argv[1], "w"))
+"""
+
+
+def test_gradients_are_averaged_and_other_work_is_done_once_in_every_backward_pass(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(_GRADIENTS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py"), str(tmp_path / "found.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["calls"] == [0, 1, 2, 3, 4]
+    assert found["means"] == pytest.approx(found["alone"], rel=1e-4)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 _TIMEOUT = timedelta(minutes=5)
 """Longest that a rank waits for the others; loading and hashing the shards is what may differ between them."""
@@ -74,12 +76,35 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` with its gradients averaged over the ranks; rank 0's weights are everyone's from here on."""
+    def wrap(self, module: nn.Module, meanwhile: Callable[[], None] | None = None) -> nn.Module:
+        """`module` with its gradients averaged over the ranks; rank 0's weights are everyone's from here on.
+
+        Args:
+            module: The network.
+            meanwhile: Called in every backward pass, once the last gradients are on their way.
+        """
         if self.world == 1:
             return module
         # The graph is the same in every step: DDP need not look for parameters that were not used.
-        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=True)
+        parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=True)
+        if meanwhile is not None:
+            parallel.register_comm_hook(None, _averaging(meanwhile))
+        return parallel
+
+
+def _averaging(meanwhile: Callable[[], None]) -> Callable[[object, Any], torch.futures.Future[Tensor]]:
+    """What DDP does by itself with a bucket of gradients, and `meanwhile` behind the last one."""
+
+    everyone = dist.group.WORLD
+    assert everyone is not None, "the ranks have met"
+
+    def average(_state, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation but two of its own, unquoted
+        averaged = allreduce_hook(everyone, bucket)
+        if bucket.is_last():
+            meanwhile()
+        return averaged
+
+    return average
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from filmloop.core.documents import TrainHyper, TrainJob
 from filmloop.core.errors import ConfigError, TerminatedError, TrainingError
 from filmloop.core.poisson import RATE_FLOOR
+from filmloop.training.batches import Batches, Split
 from filmloop.training.data import TrainingData
 from filmloop.training.plan import BatchPlan, learning_rate, spent
 from filmloop.training.pool import FramePool, Frames
 from filmloop.training.progress import Progress, Session
 from filmloop.training.ranks import Ranks
-from filmloop.training.thinning import thin
 
 CONTROL_STEPS = 10
 """Steps between two agreements of the ranks on stopping: one message of 32 bytes, and one line of metrics."""
@@ -72,11 +72,13 @@ def train(
     now, optimiser = session.now, session.optimiser
     begun_s, before_s = time.monotonic(), now.elapsed_s
     budget_s = ranks.of_first(_budget_s(job, before_s, begun_s - (begun_s if started_s is None else started_s)))
-    parallel = ranks.wrap(_compiled(module) if hyper.compile else module)
+    batches = Batches(pool, plan, ranks.part(hyper.batch_frames), session.add_wait)
+    # A GPU's queue is ahead of its host anyway.
+    meanwhile = batches.make_following if ranks.device.type == "cpu" else None
+    parallel = ranks.wrap(_compiled(module) if hyper.compile else module, meanwhile)
     autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=_in_bfloat16(hyper, ranks.device))
     # DDP averages over ranks: this makes the sum over a share the mean over the global batch, unequal shares included.
     scale = ranks.world / (hyper.batch_frames * data.bins)
-    share = ranks.part(hyper.batch_frames)
     skipped = _Skipped(module, pool, now, job.job_id)
     pool.start(plan, now.step)
 
@@ -100,11 +102,9 @@ def train(
             rate = learning_rate(hyper, step=now.step, steps=plan.steps, share=share_spent)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            wanted_s = time.perf_counter()
-            frames = pool.take(plan, now.step, share)
-            session.add_wait(time.perf_counter() - wanted_s)
+            batch = batches(now.step)
             with autocast:
-                loss = loss_N(parallel, frames).sum() * scale
+                loss = loss_N(parallel, batch.frames, batch.split).sum() * scale
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(module.parameters(), hyper.gradient_clip)
@@ -115,7 +115,7 @@ def train(
                 session.add_loss(loss.detach(), rate)
                 skipped.in_a_row = 0
             else:
-                skipped.add(frames)
+                skipped.add(batch.frames)
 
         session.agree(before_s + time.monotonic() - begun_s, False)
         session.finish()
@@ -150,22 +150,19 @@ def _in_bfloat16(hyper: TrainHyper, device: torch.device) -> bool:
     return hyper.precision == "bfloat16" or (hyper.precision == "auto" and device.type == "cuda")
 
 
-def loss_N(model: nn.Module, frames: Frames) -> Tensor:
-    """Loss of each frame, summed over its bins."""
+def loss_N(model: nn.Module, frames: Frames, split: Split | None = None) -> Tensor:
+    """Loss of each frame, summed over its bins; of frames without labels by this split of theirs."""
     if frames.label_NCE is not None:
         error_NCE = (model(frames.counts_NCE.float()).float() - frames.label_NCE.float()).square()
         if frames.weight_NC1 is not None:
             error_NCE = error_NCE * frames.weight_NC1
         return torch.sum(error_NCE, dim=(1, 2))
-    device = frames.counts_NCE.device
-    keep_N = torch.from_numpy(frames.batch.keep_N).to(device)
-    kept_NCE, rest_NCE = thin(frames.counts_NCE, keep_N, torch.from_numpy(frames.batch.draw_N).to(device))
-    keep_N11 = keep_N[:, None, None]
+    split = split or Split.of(frames)
     if frames.gain_NC1 is None:
-        rate_NCE = model(kept_NCE / keep_N11)
+        rate_NCE = model(split.kept_NCE / split.keep_N11)
     else:
-        rate_NCE = model(kept_NCE / (keep_N11 * frames.gain_NC1)) * frames.gain_NC1
-    return thinned_loss(rate_NCE, rest_NCE, keep_N11, frames.weight_NC1)
+        rate_NCE = model(split.kept_NCE / (split.keep_N11 * frames.gain_NC1)) * frames.gain_NC1
+    return thinned_loss(rate_NCE, split.rest_NCE, split.keep_N11, frames.weight_NC1)
 
 
 def thinned_loss(rate_NCE: Tensor, rest_NCE: Tensor, keep_N11: Tensor, weight_NC1: Tensor | None = None) -> Tensor:
