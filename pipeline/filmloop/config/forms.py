@@ -11,7 +11,11 @@ LINE = r"^[^\r\n]*$"
 WEB_ADDRESS = r"^(https?://\S+)?$"
 SOCKET_ADDRESS = r"^(tcp|ipc)://."
 
+MODEL_NAME = r"^([^./:'\"\\\x00-\x1f][^/:'\"\\\x00-\x1f]{0,79})?$"
+"""MLflow takes neither / nor : in a name, and its search none of the others."""
+
 WORDS = {
+    MODEL_NAME: "a name of up to 80 characters without / : \\ and quotes, no dot first",
     SITE_NAME: "small letters, digits and hyphens, no hyphen first",
     UUID: "a UUID such as 3f1f2a54-9d6b-4a1b-8f4e-0c5d9be7a001",
     COLLECTION_PATH: "a folder that begins with / or ~/",

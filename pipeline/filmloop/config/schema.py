@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from filmloop.config.forms import SITE_NAME, WEB_ADDRESS
+from filmloop.config.forms import MODEL_NAME, SITE_NAME, WEB_ADDRESS
 from filmloop.config.globus import GlobusLauncher, GlobusMover, GlobusSection
 from filmloop.config.launchers import PbsLauncher, SlurmLauncher
 from filmloop.config.section import Section
@@ -51,9 +51,8 @@ class ModelSection(Section):
 
     name: str = Field("mixer", description="a catalog name, or package.module:SPEC")
     registered_as: str = Field(
-        "", pattern=r"^([^./:'\"\\\x00-\x1f][^/:'\"\\\x00-\x1f]{0,79})?$", description="name in the registry, without slashes, "
-        "colons and quotes; '' is <site>-<name>-<channels>x<energy_bins>"
-    )  # fmt: skip
+        "", pattern=MODEL_NAME, description="name in the registry; '' is <site>-<name>-<channels>x<energy_bins>"
+    )
     hyper: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="hyper-parameters of the network, over its defaults"
     )
@@ -203,7 +202,7 @@ class MlflowRegistry(Section):
     uri: str = Field("", pattern=WEB_ADDRESS, description="'' starts and finds a server of our own on this machine")
     host: str = Field("127.0.0.1", description="where our own server listens")
     port: int = Field(0, ge=0, le=65535, description="0: the first free port from 5050 up, kept across restarts")
-    experiment: str = Field("filmloop", description="experiment that holds the training runs")
+    experiment: str = Field("filmloop", min_length=1, description="experiment that holds the training runs")
     timeout_s: float = Field(10.0, gt=0, description="of one request")
     start_deadline_s: float = Field(120.0, gt=0, description="how long our own server may take to start")
 

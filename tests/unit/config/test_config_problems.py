@@ -93,6 +93,9 @@ def test_no_key_is_refused_in_the_words_of_the_library() -> None:
         ({"globus": {"client_id": "mine"}}, "globus.client_id must be a UUID such as "),
         ({"launcher": {"kind": "slurm", "account": "a b"}}, "launcher.account must be one word"),
         ({"registry": {"experiment": 2026}}, "registry.experiment must be text in quotes, not 2026"),
+        ({"model": {"registered_as": "lcls/mixer"}}, "model.registered_as must be a name of up to 80 characters without / :"),
+        ({"model": {"registered_as": ".."}}, "model.registered_as must be a name"),
+        ({"registry": {"experiment": ""}}, "registry.experiment must not be empty"),
         ({"edge": {"tune": "maybe"}}, "edge.tune must be true or false, not 'maybe'"),
         ({"frame": {"channels": 10**5, "energy_bins": 10**5}}, "a frame of 100000 x 100000 has 10,000,000,000 bins"),
         (
