@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,8 +75,13 @@ def brief(text: str) -> str:
     if not isinstance(value, dict | list):
         return text
     parts = [f"{key}: {_held(below)}" for key, below in value.items()] if isinstance(value, dict) else map(_held, value)
-    head = textwrap.shorten(", ".join(parts), _LONG, placeholder=" ...")
-    return f"{head}  ({len(text):,} characters of JSON; all with --json)"
+    head = ""
+    for part in parts:
+        if len(head) + len(part) > _LONG:
+            head += "..., "
+            break
+        head += f"{part}, "
+    return f"{head.removesuffix(', ')}  ({len(text):,} characters of JSON; all with --json)"
 
 
 def _held(value: Any) -> str:

@@ -51,6 +51,8 @@ def test_a_long_json_document_is_told_by_its_keys() -> None:
         f"({len(text):,} characters of JSON; all with --json)"
     )
     assert len(brief(json.dumps(value | {str(number): number for number in range(5000)}))) < 200
+    secret = json.dumps({"a": 1, "sha256": "0" * 300, "b": 2})
+    assert brief(secret) == f"a: 1, ...  ({len(secret)} characters of JSON; all with --json)"
     listed = json.dumps([{"a": 1}] + ["x" * 10] * 20)
     assert brief(listed).startswith('1 key, "xxxxxxxxxx", ')
 
