@@ -23,7 +23,7 @@ from pydantic import (
 
 from filmloop.core.errors import DataError
 from filmloop.core.fsio import atomic_write_json, canonical_json, read_json, sha256_bytes, sha256_file
-from filmloop.core.wording import in_words
+from filmloop.core.wording import first_of
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seed = Annotated[int, Field(ge=0, le=10**18)]
@@ -60,10 +60,8 @@ class Document(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
             raise DataError(
-                f"{path} is not a valid {cls.__name__}: {where} {in_words(first)}.",
+                f"{path} is not a valid {cls.__name__}: {first_of(exc)}.",
                 hint="Was it written by another version of filmloop? See schema_version in the file.",
                 ids={"path": str(path)},
             ) from exc

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 _WORDS = {
     "missing": "must be given",
     "extra_forbidden": "is no key that it may have",
@@ -51,6 +53,13 @@ def in_words(error: Mapping[str, Any]) -> str:
     text = _WORDS.get(kind, "does not fit").format_map(told)
     text = text.rstrip(".")
     return text if kind in _WITHOUT_VALUE else f"{text}, not {shown(error['input'])}"
+
+
+def first_of(exc: ValidationError) -> str:
+    """The first problem of a document, with its key: `seed must be a whole number, not 'one'`."""
+    error = exc.errors()[0]
+    key = ".".join(map(str, error["loc"])) or "the document"
+    return f"{key}{':' if error['type'] == 'value_error' else ''} {in_words(error)}"
 
 
 def shown(value: Any) -> str:

@@ -42,11 +42,12 @@ def test_documents_do_not_change() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"sede": 1}, "sede"),
-        ({"schema_version": 2}, "schema_version"),
-        ({"deadline_s": float("inf")}, "deadline_s"),
-        ({"deadline_s": 0}, "deadline_s"),
-        ({"seed": "one"}, "seed"),
+        ({"sede": 1}, "TrainJob: sede is no key that it may have"),
+        ({"schema_version": 2}, "schema_version must be 1, not 2"),
+        ({"deadline_s": float("inf")}, "deadline_s must be a finite number, not inf"),
+        ({"deadline_s": 0}, "deadline_s must be above 0, not 0"),
+        ({"seed": "one"}, "seed must be a whole number, not 'one'"),
+        ({"hyper": {"keep_low": 0.9, "keep_high": 0.8}}, r"hyper: keep_low \(0.9\) must be less than keep_high"),
     ],
 )
 def test_a_file_that_does_not_fit_is_a_data_error_that_names_the_field(

@@ -47,6 +47,12 @@ def told(failure: str) -> Told:
         (told(RAISED), "lost", "", "KeyError: 'python'"),
         (told(""), "lost", "", "no word"),
         (Told(state="gone"), "lost", "", "neither its task"),
+        (
+            Told(state="succeeded", result={"answer": {"job_id": "j1", "state": "x"}}),
+            "lost",
+            "",
+            "state must be 'absent', ",
+        ),
     ],
 )
 def test_a_task_without_a_result(what: Told, state: str, error: str, says: str) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document, Sha256
 from filmloop.core.errors import DataError
+from filmloop.core.wording import first_of
 from filmloop.ports.mover import Direction, MoveItem, MoveStatus
 
 REQUEST, OUTCOME, CANCEL, LOCK = "request.json", "outcome.json", "cancel", "lock"
@@ -94,5 +95,4 @@ def as_request(direction: Direction, items: Sequence[MoveItem], key: str) -> Mov
         )
         return MoveRequest(key=key, direction=direction, items=wire, submitted_utc=utc_now())
     except ValidationError as exc:
-        first = exc.errors()[0]
-        raise DataError(f"Move {key!r} is not valid: {first['loc']}: {first['msg']}.", ids={"key": key}) from exc
+        raise DataError(f"Move {key!r} is not valid: {first_of(exc)}.", ids={"key": key}) from exc

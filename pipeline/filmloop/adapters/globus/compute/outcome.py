@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from filmloop.adapters.globus.compute.client import Told
 from filmloop.adapters.globus.compute.wire import TaskAnswer, shortened
 from filmloop.core.errors import ConfigError
+from filmloop.core.wording import first_of
 
 _LOST = re.compile(
     r"\b(WorkerLost|ManagerLost|BadStateException|ScalingFailed|BrokenProcessPool|MaxResultSizeExceeded)\b"
@@ -45,7 +46,7 @@ def answer_of(told: Told, job_id: str) -> TaskAnswer:
         try:
             answer = TaskAnswer.model_validate(told.result["answer"])
         except ValidationError as exc:
-            return _lost(job_id, f"Its task answered in words of something else: {exc.errors()[0]['msg']}.")
+            return _lost(job_id, f"Its task answered in words of something else: {first_of(exc)}.")
         if answer.job_id == job_id:
             return answer
         return _lost(job_id, f"Its task answered for job {answer.job_id}.")
