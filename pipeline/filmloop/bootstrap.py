@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filmloop
-from filmloop.config.loader import find_home, find_site, load_site, toml_value
+from filmloop.config.loader import find_home, find_site, load_site
+from filmloop.config.options import as_typed, key_of, parse_sets
 from filmloop.config.paths import Home
 from filmloop.config.schema import ReplaySource, SiteConfig
 from filmloop.core.errors import ConfigError, TransientError
@@ -68,12 +68,12 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
     """
     path = find_site(file)
     overrides = parse_sets(sets)
-    options = {_key_of(pair): _option("--set", pair) for pair in sets}
+    options = {key_of(pair): as_typed("--set", pair) for pair in sets}
     if source:
         from filmloop.adapters.sources.build import parse_source_option
 
         overrides = {"source": parse_source_option(source), **overrides}
-        options = {"source": _option("--source", source), **options}
+        options = {"source": as_typed("--source", source), **options}
     config = load_site(path, overrides=overrides, options=options)
     if source and probe and isinstance(config.source, ReplaySource):
         from filmloop.adapters.sources.build import probe_replay
@@ -93,33 +93,6 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
             ids={"path": str(home.root)},
         )
     return Site(file=path, config=config, home=home)
-
-
-def parse_sets(sets: Sequence[str]) -> dict[str, Any]:
-    """`key.sub=value` pairs, with values as TOML writes them; a bare word is a string.
-
-    Raises:
-        ConfigError: there is no `=`, or no key before it.
-    """
-    values: dict[str, Any] = {}
-    example = "For example --set training.hyper.train_s=20"
-    for pair in sets:
-        _, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {pair!r} has no '='.", hint=example)
-        if not all(_key_of(pair).split(".")):
-            raise ConfigError(f"--set {pair!r} names no key.", hint=example)
-        values[_key_of(pair)] = toml_value(text)
-    return values
-
-
-def _option(name: str, given: str) -> str:
-    """An option as it was typed; a long one is cut."""
-    return f"{name} {shlex.quote(given if len(given) <= 120 else f'{given[:117]}...')}"
-
-
-def _key_of(pair: str) -> str:
-    return pair.partition("=")[0].strip()
 
 
 def open_ledger(site: Site, *, read_only: bool = False) -> Ledger:

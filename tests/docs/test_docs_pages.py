@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.bootstrap import parse_sets
 from filmloop.cli import reference
 from filmloop.config.loader import load_site
+from filmloop.config.options import parse_sets
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -132,14 +132,6 @@ def _chooses(option: tuple[str, ...], keys: tuple[str, ...]) -> bool:
     return option[-1] == "kind" and keys[: len(option) - 1] == option[:-1]
 
 
-def toml_value(text: str) -> Any:
-    """What an option gives: a value of TOML where it is one (true, 500, 0.5), else the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
 def find_home(config: SiteConfig, site_file: Path) -> Home:
     """The state folder: FILMLOOP_HOME, else the site's `home` relative to the site file."""
     if env := os.environ.get("FILMLOOP_HOME"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from filmloop.config.loader import toml_value
+from filmloop.config.options import toml_value
 from filmloop.config.sources import AnySource, ReplaySource, SimulatorSource, ZeroMqSource
 from filmloop.core.errors import ConfigError
 from filmloop.ports.source import FrameSource
