@@ -26,8 +26,9 @@ _WANTED = re.compile(r'"(job_state|substate|Exit_status|comment)"\s*:\s*("(?:[^"
 """What is asked of a job, in a document that is no JSON: qstat writes an environment of `N=005` or `P=\\'` as it stands
 (openpbs/openpbs#1255, #2541)."""
 # job_state of qstat(1B): E is exiting, F finished; B and M belong to arrays and moved jobs.
-_WAITING = "HQTWM"
-_RUNNING = "RESUB"
+# What is none of these runs, for all that is known.
+_WAITING = tuple("HQTWM")
+_ENDED = tuple("FX")
 _SIGNAL_BASE = 256
 """Exit_status of a job that a signal ended is this much above the signal."""
 _SIGTERM, _KILL_WALLTIME = 271, -29
@@ -131,7 +132,7 @@ def look_of(job: dict[str, Any]) -> Look:
     state, comment = str(job.get("job_state", "")), str(job.get("comment", ""))
     if state in _WAITING:
         return Look(phase="waiting", word=state, reason=comment)
-    if state in _RUNNING:
+    if state not in _ENDED:
         return Look(phase="running", word=state, reason=comment)
     status, substate = job.get("Exit_status"), job.get("substate")
     word = f"{state} {status}".strip() if status is not None else state

@@ -32,9 +32,13 @@ _PASSING = (
 _UNKNOWN = "invalid job id"
 _CLOCKS_S = 60.0
 """The clocks of this machine and of the accounting may differ by so much."""
-# Of squeue(1), JOB STATE CODES. What is neither here nor below has ended by itself.
-_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-_RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT")
+# Of squeue(1), JOB STATE CODES, and https://slurm.schedmd.com/job_state_codes.html. New versions have new words: what is in
+# none of these is in the queue still, for a job that is called ended too early is submitted a second time.
+_WAITING = (
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT", "EXPEDITING",
+    "POWER_UP_NODE",
+)  # fmt: skip
+_BY_ITSELF = ("COMPLETED", "FAILED")
 _INTERRUPTED = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL")
 _TIME_LIMIT = ("TIMEOUT", "DEADLINE")
 
@@ -167,15 +171,15 @@ def look_of(state: str, reason: str) -> Look:
     word = state.partition(" ")[0].rstrip("+")
     if word in _WAITING:
         return Look(phase="waiting", word=state, reason=reason)
-    if word in _RUNNING:
-        return Look(phase="running", word=state, reason=reason)
     if word == "CANCELLED":
         return Look(phase="ended", word=state, reason=reason, end="cancelled")
     if word in _INTERRUPTED:
         return Look(phase="ended", word=state, reason=reason, end="interrupted")
     if word in _TIME_LIMIT:
         return Look(phase="ended", word=state, reason=reason, end="time limit")
-    return Look(phase="ended", word=state, reason=reason, end="by itself")
+    if word in _BY_ITSELF:
+        return Look(phase="ended", word=state, reason=reason, end="by itself")
+    return Look(phase="running", word=state, reason=reason)
 
 
 def _hours(seconds: float) -> str:
