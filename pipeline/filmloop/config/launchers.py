@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from filmloop.config.forms import LINE, WORD
 from filmloop.config.section import Section
@@ -54,6 +54,15 @@ class BatchLauncher(Section):
     def ranks(self) -> int:
         """Processes that train together."""
         return self.nodes * self.processes_per_node
+
+    @model_validator(mode="after")
+    def _leaves_time_to_train(self) -> Self:
+        if 0 < self.time_limit_s <= self.save_before_s:
+            raise ValueError(
+                f"time_limit_s = {self.time_limit_s:g} is over before training begins: save_before_s = "
+                f"{self.save_before_s:g} before it the trainer is told to end"
+            )
+        return self
 
 
 class SlurmLauncher(BatchLauncher):

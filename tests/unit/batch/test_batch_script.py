@@ -97,3 +97,11 @@ def test_a_run_folder_that_a_script_cannot_name_is_refused(tmp_path: Path) -> No
     section = SlurmLauncher()
     with pytest.raises(ConfigError, match="characters"):
         render(SlurmDialect(section), section, folder=tmp_path / "a b", name="n", token="t", limit_s=60)
+
+
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_a_time_limit_without_time_to_train_is_refused(kind: str) -> None:
+    """Every job would be told to end in its first second, four times a cycle."""
+    with pytest.raises(ConfigError, match="is over before training begins"):
+        parse_site({"launcher": {"kind": kind, "time_limit_s": 60.0}})
+    parse_site({"launcher": {"kind": kind, "time_limit_s": 61.0}})
