@@ -13,6 +13,7 @@ import pytest
 from filmloop.adapters.batch.attempt import Attempt
 from filmloop.adapters.pbs.launcher import PbsLauncher
 from filmloop.config.schema import PbsLauncher as LauncherSection
+from filmloop.core.retry import wait_until
 from filmloop.testing import pbs
 from filmloop.testing.contracts.launcher import LauncherContract, LauncherSite, ended, started
 
@@ -79,3 +80,20 @@ def test_a_job_whose_id_was_forgotten_is_found_beside_a_document_that_is_no_json
     finally:
         for handle in handles:
             ours.cancel(handle)
+
+
+def test_a_pbs_that_keeps_no_history_shows_its_jobs_all_the_same(tmp_path: Path, site: LauncherSite) -> None:
+    """The default of a server. `-x` then gets no job at all, and exit code 0."""
+    (tmp_path / "pbs" / pbs.NO_HISTORY).touch()
+    job, launcher = site.job("wait"), site.make()
+    handle = launcher.submit(job)
+    started(job)
+    attempt = Attempt.read(Path(handle))
+    assert attempt is not None
+    assert launcher.dialect.look(attempt.batch_id).phase == "running"
+    assert launcher.dialect.find(attempt) == attempt.batch_id
+    Path(handle, "go").touch()
+    assert ended(launcher, handle).state == "succeeded"
+    wait_until(
+        lambda: True if launcher.dialect.look(attempt.batch_id).phase == "gone" else None, deadline_s=30, what="the end"
+    )

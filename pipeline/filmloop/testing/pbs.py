@@ -27,6 +27,8 @@ from filmloop.core.fsio import atomic_write_json, create_json, read_json
 SERVER = "stand-in"
 FINISHED, TERMINATED, FAILED = 92, 91, 93
 """Substates of a job in state F; one that was deleted has the exit status of its shell all the same."""
+NO_HISTORY = "no-history"
+"""A file of this name in the folder: ended jobs are forgotten, and whoever asks for them gets an error and exit code 0."""
 KILL_DELAY_S = 1.0
 """Between SIGTERM and SIGKILL of qdel; 10 s by default in PBS."""
 
@@ -91,10 +93,22 @@ def _finished(folder: Path, batch_id: str, status: int) -> dict[str, Any]:
     return {"job_state": "F", "substate": substate, "comment": f"Job run and {how}"}
 
 
-def qstat(folder: Path, batch_ids: list[str]) -> int:
-    """Print the jobs, as `qstat -x -f -F json` does: digits have no quotes, also those of 005, which is no JSON then."""
+def _known(folder: Path, words: list[str]) -> dict[str, Any]:
+    """The jobs that a command sees."""
     known = {path.stem: read_json(path) for path in folder.glob(f"*.{SERVER}.json")}
-    if missing := [batch_id for batch_id in batch_ids if batch_id not in known]:
+    if not (folder / NO_HISTORY).exists():
+        return known
+    if "-x" in words:
+        print("PBS is not configured to maintain job history", file=sys.stderr)
+        return {}
+    return {name: job for name, job in known.items() if job["job_state"] != "F"}
+
+
+def qstat(folder: Path, words: list[str]) -> int:
+    """Print the jobs, as `qstat -x -f -F json` does: digits have no quotes, also those of 005, which is no JSON then."""
+    batch_ids, known = [word for word in words if word[0].isdigit()], _known(folder, words)
+    is_told = "-x" in words and (folder / NO_HISTORY).exists()
+    if not is_told and (missing := [batch_id for batch_id in batch_ids if batch_id not in known]):
         print(f"qstat: Unknown Job Id {missing[0]}", file=sys.stderr)
         return 153
     jobs = {name: job for name, job in known.items() if not batch_ids or name in batch_ids}
@@ -106,8 +120,7 @@ def qstat(folder: Path, batch_ids: list[str]) -> int:
 def qselect(folder: Path, words: list[str]) -> int:
     """Print the ids of the jobs of a name; all are of one user."""
     name = words[words.index("-N") + 1]
-    jobs = {path.stem: read_json(path) for path in folder.glob(f"*.{SERVER}.json")}
-    print("\n".join(batch_id for batch_id, job in jobs.items() if job["Job_Name"] == name))
+    print("\n".join(batch_id for batch_id, job in _known(folder, words).items() if job["Job_Name"] == name))
     return 0
 
 
@@ -169,7 +182,7 @@ def main(folder: Path, name: str, words: list[str]) -> int:
         mpiexec(words)
     if name == "qselect":
         return qselect(folder, words)
-    return qstat(folder, [word for word in words if word[0].isdigit()])
+    return qstat(folder, words)
 
 
 if __name__ == "__main__":

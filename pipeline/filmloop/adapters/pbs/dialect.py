@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from filmloop.core.errors import TransientError
 _PASSING = ("cannot connect", "connection refused", "timed out", "would exceed", "server is shutting down", "busy")
 """In what qsub says when the same call may work later; `would exceed` is about how many jobs may be queued."""
 _UNKNOWN = ("unknown job", "job has finished", "invalid state")
+_NO_HISTORY = "not configured to maintain job history"
 _WANTED = re.compile(r'"(job_state|substate|Exit_status|comment)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 """What is asked of a job, in a document that is no JSON: qstat writes an environment of `N=005` or `P=\\'` as it stands
 (openpbs/openpbs#1255, #2541)."""
@@ -91,15 +93,14 @@ class PbsDialect:
 
     def find(self, attempt: Attempt) -> str | None:
         """See `Dialect.find`. Among one's own jobs: a list of all is long, and as broken as the most broken job in it."""
-        command = ("qselect", "-x", "-u", getpass.getuser(), "-N", attempt.name)
-        done = call(command, timeout_s=self._section.command_timeout_s)
+        done = self._with_ended("qselect", "-u", getpass.getuser(), "-N", attempt.name)
         if done.returncode != 0:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise TransientError(f"qselect: {said}", hint="PBS is away; try again.")
         return next(iter(done.stdout.split()), None)
 
     def look(self, batch_id: str) -> Look:
-        """See `Dialect.look`. `-x` shows ended jobs for as long as the site keeps their history."""
+        """See `Dialect.look`. Ended jobs are shown for as long as the site keeps their history."""
         job = self._job(batch_id)
         return Look(phase="gone") if job is None else look_of(job)
 
@@ -109,8 +110,15 @@ class PbsDialect:
         if done.returncode != 0 and not any(words in done.stderr.lower() for words in _UNKNOWN):
             raise TransientError(f"qdel: {' '.join(done.stderr.split())}", hint="Try again.")
 
+    def _with_ended(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """What the command says with `-x`; where no history is kept, which is the default, that gets no job at all, and exit code 0."""
+        done = call((command, "-x", *words), timeout_s=self._section.command_timeout_s)
+        if _NO_HISTORY in done.stderr.lower():
+            done = call((command, *words), timeout_s=self._section.command_timeout_s)
+        return done
+
     def _job(self, batch_id: str) -> dict[str, Any] | None:
-        done = call(("qstat", "-x", "-f", "-F", "json", batch_id), timeout_s=self._section.command_timeout_s)
+        done = self._with_ended("qstat", "-f", "-F", "json", batch_id)
         if done.returncode != 0 and any(words in done.stderr.lower() for words in _UNKNOWN[:1]):
             return None
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}, no JSON"
