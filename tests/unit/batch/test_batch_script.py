@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ import pytest
 from filmloop.adapters.batch.check import check_batch
 from filmloop.adapters.batch.launcher import BatchLauncher
 from filmloop.adapters.batch.script import render, time_limit_s
+from filmloop.adapters.pbs.dialect import PbsDialect
 from filmloop.adapters.slurm.dialect import SlurmDialect
 from filmloop.bootstrap import Site, open_launcher
 from filmloop.config.loader import load_site, parse_site
 from filmloop.config.paths import Home
-from filmloop.config.schema import SlurmLauncher
-from filmloop.core.errors import ConfigError
+from filmloop.config.schema import PbsLauncher, SlurmLauncher
+from filmloop.core.errors import ConfigError, TransientError
 
 CHECKOUT = Path(__file__).parents[3]
 SITES = {
@@ -105,3 +109,32 @@ def test_a_time_limit_without_time_to_train_is_refused(kind: str) -> None:
     with pytest.raises(ConfigError, match="is over before training begins"):
         parse_site({"launcher": {"kind": kind, "time_limit_s": 60.0}})
     parse_site({"launcher": {"kind": kind, "time_limit_s": 61.0}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "passes"),
+    [
+        ("pbs", "qsub: Maximum number of jobs for user ann already in queue debug", True),
+        ("pbs", "qsub: would exceed queue debug's per-user limit", True),
+        ("pbs", "qsub: Request not allowed: Server shutting down", True),
+        ("pbs", "qsub: Queue is not enabled", True),
+        ("pbs", "qsub: Batch protocol error", True),
+        ("pbs", "qsub: Unknown queue", False),
+        ("pbs", "qsub: Job violates queue and/or server resource limits", False),
+        ("slurm", "sbatch: error: Unable to contact slurm controller (connect failure)", True),
+        ("slurm", "sbatch: error: Required partition not available (inactive or drain)", True),
+        ("slurm", "sbatch: error: invalid partition specified: gpu", False),
+        ("slurm", "sbatch: error: Invalid account or account/partition combination specified", False),
+    ],
+)
+def test_a_refusal_that_passes_by_itself_is_no_fault_of_the_site_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str, passes: bool
+) -> None:
+    """A queue that takes one job a user, or is closed for a day, must not end a cycle as failed."""
+    command = tmp_path / ("qsub" if kind == "pbs" else "sbatch")
+    command.write_text(f"#!/bin/sh\necho {shlex.quote(said)} >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    dialect = PbsDialect(PbsLauncher()) if kind == "pbs" else SlurmDialect(SlurmLauncher())
+    with pytest.raises(TransientError if passes else ConfigError, match=re.escape(said)):
+        dialect.submit(tmp_path / "batch.sh", lock=0)

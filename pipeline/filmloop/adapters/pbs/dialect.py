@@ -20,8 +20,22 @@ from filmloop.adapters.batch.dialect import Look
 from filmloop.config.launchers import PbsLauncher as Section
 from filmloop.core.errors import TransientError
 
-_PASSING = ("cannot connect", "connection refused", "timed out", "would exceed", "server is shutting down", "busy")
-"""In what qsub says when the same call may work later; `would exceed` is about how many jobs may be queued."""
+_PASSING = (
+    "cannot connect",
+    "connection refused",
+    "timed out",
+    "busy",
+    "shutting down",
+    "protocol error",  # the server went away in the middle
+    "no free connections",
+    "connection table full",
+    "temporarily",
+    # How many jobs may be queued, and a queue that is closed for maintenance.
+    "would exceed",
+    "maximum number of jobs",
+    "queue is not enabled",
+)
+"""In what qsub says when the same call may work later: OpenPBS' pbs_messages.c."""
 _UNKNOWN = ("unknown job", "job has finished", "invalid state")
 _NO_HISTORY = "not configured to maintain job history"
 _WANTED = re.compile(r'"(job_state|substate|Exit_status|comment)"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')

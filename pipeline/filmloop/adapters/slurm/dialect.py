@@ -27,6 +27,7 @@ _PASSING = (
     "submitlimit",
     "submit limit",
     "in progress",
+    "inactive or drain",  # a partition in maintenance
 )
 """In what sbatch says when the same call may work later."""
 _UNKNOWN = "invalid job id"
