@@ -129,7 +129,8 @@ def registry_uri(site: Site, *, start: bool, tell: Tell = _untold, wanted: Wante
 
         uri = ensure_server(site.home, section, announce=announce, wanted=wanted)
         if started:
-            tell("registry", f"server started at {uri}; `filmloop registry stop` ends it")
+            # A step of its own: of further words on a step, what shows progress may leave some out.
+            tell("server", f"the registry is at {uri} and stays; `filmloop registry stop` ends it")
         return uri
     found = find_server(site.home, section)
     if found is None:

@@ -215,7 +215,7 @@ def test_after_an_interrupted_first_start_the_next_one_comes_up(home):
 @pytest.mark.slow
 def test_looking_says_that_a_server_was_started_and_how_to_end_it(home, filmloop):
     command = filmloop(home.root)
-    assert "registry: server started at http://127.0.0.1:" in command.run("registry", "start").stderr
+    assert "server: the registry is at http://127.0.0.1:" in command.run("registry", "start").stderr
     command.run("registry", "stop")
     looked = command.run("models", "list")
     assert "There is no version of local-mixer-16x128 yet. `filmloop retrain` makes the first." in looked.stdout
