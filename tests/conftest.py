@@ -16,7 +16,7 @@ import pytest
 from filmloop.config.paths import Home
 from filmloop.testing.slurm import PACKAGES, SlurmRig, missing_programs, slurm_rig
 
-pytest_plugins = ["rigs.globus", "rigs.globus_auth"]
+pytest_plugins = ["rigs.globus", "rigs.globus_auth", "rigs.globus_way"]
 if "/" not in sys.argv[0]:  # in a worker of pytest-xdist it is "-c", and the endpoint's command line wants a path
     sys.argv[0] = f"./{sys.argv[0]}"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background

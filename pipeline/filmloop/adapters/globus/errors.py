@@ -61,13 +61,24 @@ def answered(service: str, send: Callable[[], T]) -> T:
     Raises:
         TransientError: the answer is none of the service's, as that of a proxy that has no way to it.
     """
-    try:
+    with real_answers(service):
         try:
             return send()
         except globus_sdk.GlobusAPIError as exc:
             if exc.http_status != 401 or isinstance(exc, globus_sdk.AuthAPIError):
                 raise
             return send()
+
+
+@contextmanager
+def real_answers(service: str) -> Iterator[None]:
+    """Around what asks a service and reads its answer: what the SDK makes of a page that is none becomes an error of ours.
+
+    Raises:
+        TransientError: the answer is none of the service's, as that of a proxy that has no way to it.
+    """
+    try:
+        yield
     except (globus_sdk.GlobusError, FilmloopError):
         raise
     except (LookupError, ValueError, TypeError, AttributeError) as exc:

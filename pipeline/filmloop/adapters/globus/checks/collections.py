@@ -10,7 +10,7 @@ import globus_sdk
 from globus_sdk.gare import to_gare
 from globus_sdk.transport import RequestsTransport, RetryConfig
 
-from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.errors import globus_errors, real_answers
 from filmloop.adapters.globus.identity.auth import data_access, open_app
 from filmloop.adapters.globus.identity.login import roles_of
 from filmloop.adapters.globus.identity.who import Role, identity_of
@@ -48,7 +48,7 @@ def transfer_client(
     globus: GlobusSection, section: GlobusMover, role: Role, what: str
 ) -> Iterator[globus_sdk.TransferClient]:
     """Transfer's client for a few requests; what it raises becomes ours."""
-    with globus_errors(what, role=role):
+    with globus_errors(what, role=role), real_answers("Globus Transfer"):
         client = globus_sdk.TransferClient(
             app=open_app(globus, role),
             app_scopes=[data_access(section.edge, section.cluster)],
@@ -64,7 +64,7 @@ def transfer_client(
 def _look(globus: GlobusSection, section: GlobusMover, side: Collection, role: Role) -> Finding:
     principal = identity_of(globus, role).principal
     with transfer_client(globus, section, role, f"Looking for the collection {side.collection}") as client:
-        document = client.get_endpoint(side.collection).data
+        document = {**client.get_endpoint(side.collection).data}
     if wrong := _kind(document, side, identity_of(globus, role).login == "client"):
         return wrong
     name = document.get("display_name") or side.collection

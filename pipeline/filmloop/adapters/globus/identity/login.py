@@ -17,7 +17,7 @@ from globus_sdk.login_flows import CommandLineLoginFlowManager
 from globus_sdk.scopes import AuthScopes, Scope
 from globus_sdk.token_storage import TokenStorageData
 
-from filmloop.adapters.globus.errors import globus_errors
+from filmloop.adapters.globus.errors import globus_errors, real_answers
 from filmloop.adapters.globus.identity.auth import APP_NAME, needed_scopes, open_app
 from filmloop.adapters.globus.identity.tokenstore import TokenStore
 from filmloop.adapters.globus.identity.who import (
@@ -31,6 +31,7 @@ from filmloop.adapters.globus.identity.who import (
 from filmloop.config.schema import SiteConfig
 from filmloop.core.errors import AuthError
 
+_AUTH = "Globus Auth"
 LoggedOut = Literal["revoked", "none", "removed"]
 """What became of tokens; `removed`: their file is gone, but without a secret, or damaged, they could not be revoked."""
 Ask = Callable[[str], str]
@@ -108,7 +109,7 @@ def log_in(config: SiteConfig, role: Role, *, ask: Ask, asked: Asked = Asked()) 
     hint = (
         "" if who.login == "client" else f"A code is good once, for ten minutes. `{login_command(role)}` starts again."
     )
-    with globus_errors("Logging in", role=role, hint=hint):
+    with globus_errors("Logging in", role=role, hint=hint), real_answers(_AUTH):
         app.login(auth_params=None if who.login == "client" else params, force=True)
     return who_is(config, role)
 
@@ -134,7 +135,7 @@ def log_out(config: SiteConfig, role: Role) -> LoggedOut:
     except AuthError:
         store.remove()
         return "removed" if held else "none"
-    with globus_errors("Logging out", role=role):
+    with globus_errors("Logging out", role=role), real_answers(_AUTH):
         app.logout(sweep=True)
     store.remove()
     return "revoked" if held else "none"
@@ -159,14 +160,18 @@ def who_is(config: SiteConfig, role: Role) -> Who:
     app = open_app(config.globus, role, scopes=needed)
     known = partial(Who, role=who.role, login=who.login, client_id=who.client_id, file=_store(who).filepath)
     if who.login == "client":
-        with globus_errors("Asking for tokens", role=role):
+        with globus_errors("Asking for tokens", role=role), real_answers(_AUTH):
             app.login(force=True)
     tokens = _facts(app)
     missing = _missing_tokens(tokens, needed)
     if missing:
         return known(tokens=tokens, missing=(*missing, access_hint(role)))
     scopes = [AuthScopes.openid, AuthScopes.profile]
-    with globus_errors("Asking who that is", role=role), globus_sdk.AuthClient(app=app, app_scopes=scopes) as client:
+    with (
+        globus_errors("Asking who that is", role=role),
+        real_answers(_AUTH),
+        globus_sdk.AuthClient(app=app, app_scopes=scopes) as client,
+    ):
         info = client.userinfo()
         sub = str(info["sub"])
         consents = client.get_consents(sub).to_forest() if _has_dependencies(needed) else None
