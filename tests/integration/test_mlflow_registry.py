@@ -317,6 +317,18 @@ def test_a_page_that_is_not_found_where_mlflow_was_a_moment_ago_may_pass():
                 ask()
 
 
+def test_a_disk_that_is_full_here_is_not_said_of_the_server(registry, bundle, make_disk):
+    made, disk = register(registry, bundle, "c1"), make_disk("64k")
+    filler = disk / "filler"
+    filler.write_bytes(bytes(50_000))
+    with pytest.raises(TransientError, match="No space left to write") as caught:
+        registry.download(made.version, disk / "1")
+    assert "filmloop shards list" in caught.value.hint
+    filler.unlink()
+    assert list(disk.iterdir()) == []
+    verify_bundle(registry.download(made.version, disk / "1"), digest=made.bundle_digest)
+
+
 def test_two_that_lack_a_bundle_at_once_both_get_it(registry, bundle, tmp_path):
     made = register(registry, bundle, "c1")
     for round_ in range(5):

@@ -5,8 +5,10 @@ Nothing here imports MLflow before the first call.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ SERVE_HINT = "`filmloop registry serve` starts our own server; `[registry] uri` 
 _NO_ACCESS = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _OUR_FAULT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "RESOURCE_ALREADY_EXISTS"}
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -80,6 +83,12 @@ def is_absent(exc: BaseException, *also: str) -> bool:
     return isinstance(exc, RestException) and (exc.error_code in _ABSENT or exc.error_code in also)
 
 
+def disk_error(exc: BaseException) -> OSError | None:
+    """What this machine's disk refused while MLflow wrote there, if that is what its report of many files is about."""
+    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
+    return next((OSError(number, os.strerror(number)) for number in _OF_THE_DISK if number in numbers), None)
+
+
 def _translate(exc: Any, uri: str, what: str) -> FilmloopError:
     code, said = str(exc.error_code), _short(exc)
     ids = {"uri": uri, "error_code": code}
@@ -132,6 +141,8 @@ def _status(exc: BaseException) -> int | None:
 
 
 def _short(exc: object) -> str:
-    """The first line; MLflow quotes whole response bodies."""
+    """The first line, as MLflow quotes whole response bodies; with the last one where the first only announces it."""
     lines = str(exc).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0][:300]} {lines[-1][:300]}"
     return lines[0][:300] if lines else type(exc).__name__

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from filmloop.adapters.mlflow.client import SERVE_HINT, connect, is_absent, mlflow_errors
+from filmloop.adapters.mlflow.client import SERVE_HINT, connect, disk_error, is_absent, mlflow_errors
 from filmloop.adapters.mlflow.curve import curve_metrics, hyper_params
 from filmloop.adapters.mlflow.lineage import lineage_tags
 from filmloop.bundle import RESULT
@@ -142,6 +142,7 @@ class MlflowRegistry:
         # requests' errors are OSErrors too: MLflow's translation must see them first.
         with disk_errors(target), self._errors(f"send version {version} of {self.model}"):
             from mlflow.artifacts import download_artifacts, list_artifacts
+            from mlflow.exceptions import MlflowException
 
             source = client.get_model_version(self.model, version).source
             listed = list_artifacts(artifact_uri=source, tracking_uri=self.uri)
@@ -157,6 +158,10 @@ class MlflowRegistry:
             try:
                 got = download_artifacts(artifact_uri=source, dst_path=str(part), tracking_uri=self.uri)
                 publish_dir(Path(got), target)
+            except MlflowException as exc:
+                if (refused := disk_error(exc)) is not None:
+                    raise refused from exc
+                raise
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         return target
