@@ -317,6 +317,28 @@ def test_a_page_that_is_not_found_where_mlflow_was_a_moment_ago_may_pass():
                 ask()
 
 
+def test_sites_that_share_a_server_may_begin_at_once(registry, bundle):
+    problems, together = [], threading.Barrier(4)
+
+    def begin(number, name):
+        own = MlflowRegistry(registry.uri, model=f"{name}-{number}", experiment=name, timeout_s=30)
+        own.get("champion")
+        together.wait()
+        try:
+            register(own, bundle, "c1")
+        except FilmloopError as exc:
+            problems.append(repr(exc))
+
+    for _ in range(2):
+        name = f"new-{uuid.uuid4().hex[:8]}"
+        threads = [threading.Thread(target=begin, args=(number, name)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
 def test_a_disk_that_is_full_here_is_not_said_of_the_server(registry, bundle, make_disk):
     made, disk = register(registry, bundle, "c1"), make_disk("64k")
     filler = disk / "filler"

@@ -223,9 +223,16 @@ class MlflowRegistry:
         return found[0] if found else None
 
     def _experiment_id(self) -> str:
+        from mlflow.exceptions import RestException
+
         found = self._client.get_experiment_by_name(self._experiment)
         if found is None:
-            return str(self._client.create_experiment(self._experiment))
+            try:
+                return str(self._client.create_experiment(self._experiment))
+            except RestException as exc:  # another site was quicker
+                found = self._client.get_experiment_by_name(self._experiment)
+                if exc.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"The MLflow experiment {self._experiment!r} was deleted.",
