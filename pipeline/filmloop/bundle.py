@@ -145,12 +145,18 @@ def _load_finite(path: Path) -> Arrays:
             ids=ids,
         ) from exc
     except (TypeError, AttributeError) as exc:  # bfloat16, float8
-        raise VerificationError(
-            f"{path} holds numbers of a kind that NumPy does not have: {exc}.",
-            hint="The network has to keep its parameters in float32 or float16.",
-            ids=ids,
-        ) from exc
+        raise _strange(path, str(exc)) from exc
     for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":  # the same, in a process that has loaded ml_dtypes
+            raise _strange(path, f"{name} is {array.dtype}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"{path}: {name} has values that are not finite.", ids=ids)
     return arrays
+
+
+def _strange(path: Path, what: str) -> VerificationError:
+    return VerificationError(
+        f"{path} holds numbers of a kind that NumPy does not have: {what}.",
+        hint="The network has to keep its parameters in float32 or float16.",
+        ids={"path": str(path)},
+    )

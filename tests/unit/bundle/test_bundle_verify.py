@@ -206,8 +206,13 @@ def test_pickled_weights_are_never_unpickled(bundle: Path, tmp_path: Path) -> No
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "ml_dtypes"])
 @pytest.mark.parametrize(("kind", "size_bytes"), [("BF16", 2), ("F8_E4M3", 1)])
-def test_numbers_that_numpy_does_not_have_are_told_as_such(bundle: Path, kind: str, size_bytes: int) -> None:
+def test_numbers_that_numpy_does_not_have_are_told_as_such(
+    bundle: Path, kind: str, size_bytes: int, loaded: bool
+) -> None:
+    if loaded:
+        pytest.importorskip("ml_dtypes")  # brings NumPy these kinds
     header = json.dumps({"a": {"dtype": kind, "shape": [1], "data_offsets": [0, size_bytes]}}).encode()
     (bundle / names.WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(size_bytes))
     reseal(bundle)

@@ -67,7 +67,7 @@ def test_nothing_is_tested_before_the_reference_is_there(tmp_path):
     said = monitor.report().in_words()
     assert said == "version 3: nothing can be said yet, no window was tested; 192 more sampled frames make the first"
     show(monitor, frames(1088, 192))
-    assert monitor.report().in_words() == "none since version 3 went live: 1 windows tested"
+    assert monitor.report().in_words() == "none since version 3 went live: 1 window tested"
 
 
 def test_a_drift_while_the_reference_is_taken_is_not_normal(tmp_path, caplog):

@@ -113,7 +113,7 @@ def test_rolling_back_repeatedly_walks_back_and_then_refuses(registry, trail):
 
 
 def test_without_a_champion_there_is_nothing_to_roll_back_to(registry, trail):
-    with pytest.raises(ConfigError, match=r"There was no champion of local-mixer-4x8\.$"):
+    with pytest.raises(DataError, match=r"No version of local-mixer-4x8 is champion yet"):
         rollback(registry, trail, who="anna", why="drift")
 
 
