@@ -20,6 +20,7 @@ from filmloop.edge.runtimes.make import NAMES, make_runtime
 from filmloop.edge.runtimes.measure import frames_per_s
 from filmloop.ports.runtime import InferenceRuntime
 from filmloop.testing.models import make_model_bundle
+from filmloop.training.bundle_out import GOLDEN_FRAMES
 from filmloop.training.load import load_module
 from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
@@ -47,7 +48,13 @@ def measure(model: str, seconds: float) -> dict[str, Any]:
     counts_NCE = CookieBoxSimulator(Conditions(), seed=1, frame_shape=FRAME_SHAPE).frames(0, 4096).counts_NCE
     batch_frames, rates = BATCH[model], {}
     with tempfile.TemporaryDirectory(prefix="filmloop-bench-") as folder:
-        bundle = make_model_bundle(Path(folder) / "bundle", frame_shape=FRAME_SHAPE, model=model, onnx=True)
+        bundle = make_model_bundle(
+            Path(folder) / "bundle",
+            frame_shape=FRAME_SHAPE,
+            model=model,
+            onnx=True,
+            golden_NCE=counts_NCE[-GOLDEN_FRAMES:],
+        )
         runtimes = _runtimes(bundle, batch_frames)
         module = load_module(bundle)
         torch.set_num_threads(cores())

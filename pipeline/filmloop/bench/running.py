@@ -30,6 +30,7 @@ from filmloop.staging.catalog import sealed_shards
 from filmloop.staging.reader import ShardReader
 from filmloop.testing.fakes import FolderRegistry
 from filmloop.testing.models import make_model_bundle
+from filmloop.training.bundle_out import GOLDEN_FRAMES
 from filmloop_models.cookiebox.conditions import Conditions
 from filmloop_models.cookiebox.simulator import CookieBoxSimulator
 
@@ -71,7 +72,10 @@ class RunningEdge:
 
     def __init__(self, site: Site, folder: Path, *, seeds: Sequence[int] = (1,), watched: bool = False) -> None:
         self.site, self.registry = site, FolderRegistry(folder / "registry")
-        self.bundles = [make_model_bundle(folder / f"bundle-{seed}", seed=seed, onnx=True) for seed in seeds]
+        golden_NCE = pool_NCE(GOLDEN_FRAMES)
+        self.bundles = [
+            make_model_bundle(folder / f"bundle-{seed}", seed=seed, onnx=True, golden_NCE=golden_NCE) for seed in seeds
+        ]
         for seed, bundle in zip(seeds, self.bundles, strict=True):
             self.registry.register(bundle, key=str(seed), description="", tags={}, metrics={})
         self.registry.set_alias(CHAMPION, "1")

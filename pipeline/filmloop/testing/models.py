@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file as save_torch
@@ -28,10 +29,12 @@ def make_model_bundle(
     model: str = "mixer",
     hyper: Mapping[str, int | float | str | bool] | None = None,
     onnx: bool = False,
+    golden_NCE: npt.NDArray[np.uint8] | None = None,
 ) -> Path:
     """Write a valid bundle with an untrained network into `folder` and return that; its weights follow from `seed`.
 
-    With `onnx` also the file that other runtimes than PyTorch load, which takes 0.1 s more.
+    With `onnx` also the file that other runtimes than PyTorch load, which takes 0.1 s more. `golden_NCE` are the frames of
+    the golden pair; by which eight-bit integers set their ranges: by default 8 that are all alike, of 0.2 counts a bin.
     """
     folder.mkdir(parents=True)
     choice = ModelChoice(name=model, frame_shape=frame_shape, hyper=dict(hyper or {}))
@@ -44,6 +47,7 @@ def make_model_bundle(
         for parameter in module.parameters():
             parameter.add_(torch.from_numpy(rng.normal(0.0, 0.05, parameter.shape).astype(np.float32)))
         counts_NCE = rng.poisson(0.2, (GOLDEN_FRAMES, *frame_shape)).astype(np.uint8)
+        counts_NCE = counts_NCE if golden_NCE is None else golden_NCE
         rate_NCE = module(torch.from_numpy(counts_NCE.astype(np.float32))).numpy()
     save_torch({name: value.contiguous() for name, value in module.state_dict().items()}, folder / names.WEIGHTS)
     save_numpy({"counts_NCE": counts_NCE, "rate_NCE": rate_NCE}, folder / names.GOLDEN)
