@@ -291,14 +291,14 @@ def test_what_serves_was_compiled_while_it_was_proven_and_nothing_else(tmp_path,
     store = ModelStore(small_site(edge={"runtime": "openvino-f32"}, staging=staging), home, dense=dense)
     digest = TrainResult.read(bundle / names.RESULT).bundle_digest()
     runtime = store.prove(bundle, version="1", digest=digest).runtime
-    compiled = set(runtime._nets)
+    compiled = set(runtime._graphs.made)
     assert len(compiled) == 3, "batches of 16 and 32, and the sample"
     for frames in (1, 16, 17, 32):
         inferred = runtime.start(pool()[:frames], dense=store.wanted.dense, surprise=store.wanted.surprise).result()
         assert (inferred.rate_NCE is not None, inferred.surprise_N is not None) == (dense, surprising)
         runtime.infer(pool()[:frames])
         runtime.infer(pool()[:frames].astype(np.float32))
-    assert set(runtime._nets) == compiled
+    assert set(runtime._graphs.made) == compiled
     runtime.close()
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from filmloop.bundle import load_golden
+from filmloop.bundle import ONNX, load_golden
 from filmloop.edge.runtimes.checks import check_finite, check_golden, phase_tolerance
 from filmloop.edge.runtimes.cuda import CudaRuntime
 from filmloop.edge.runtimes.make import make_runtime, tolerance_of
+from filmloop.edge.runtimes.openvino import OpenVinoRuntime
 from filmloop.edge.runtimes.pending import surprise_of
+from filmloop.edge.runtimes.torch_cpu import TorchRuntime
 from filmloop.training.load import load_module
 from filmloop_models.catalog import get
 
@@ -195,8 +197,13 @@ def test_a_batch_cut_over_the_streams_comes_back_in_order(bundle, module):
 
 @pytest.mark.parametrize("name", ["torch", "openvino-f32", "cuda"])
 def test_a_model_without_a_key_gives_none(name, bundle):
-    given = make(name, bundle)
-    given._sort_key = given._weights_EK = None
+    common = {"version": "3", "frame_shape": SHAPE, "batch_frames": BATCH}  # and no sort_key
+    if name == "torch":
+        given = TorchRuntime(load_module(bundle), **common)
+    elif name == "cuda":
+        given = CudaRuntime(load_module(bundle), engine=RecordingEngine(), **common)
+    else:
+        given = OpenVinoRuntime(bundle / ONNX, name=name, **common)
     counts = draw(20)
     assert np.isnan(given.start(counts).result().phase_N).all()
     assert given.start(counts, dense=True).result().rate_NCE.shape == counts.shape

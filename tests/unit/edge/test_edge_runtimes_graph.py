@@ -16,7 +16,7 @@ from filmloop.edge.runtimes.graph import (
     rows_as_matrix,
     softplus_as_polynomial,
 )
-from filmloop.edge.runtimes.openvino import core
+from filmloop.edge.runtimes.openvino_graphs import core
 from filmloop.training.export import export_onnx
 from filmloop_models.catalog import get
 

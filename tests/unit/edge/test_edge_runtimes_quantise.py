@@ -11,7 +11,8 @@ from torch import nn
 
 from filmloop.core.errors import VerificationError
 from filmloop.edge.runtimes.checks import check_bright
-from filmloop.edge.runtimes.openvino import OpenVinoRuntime, has_bfloat16
+from filmloop.edge.runtimes.openvino import OpenVinoRuntime
+from filmloop.edge.runtimes.openvino_graphs import has_bfloat16
 from filmloop.edge.runtimes.torch_cpu import TorchRuntime
 from filmloop.training.export import export_onnx
 from filmloop_models.catalog import get
@@ -80,7 +81,7 @@ def test_a_feature_that_is_much_larger_than_the_others_does_not_cost_them_their_
 def test_all_products_but_that_of_the_moments_run_in_integers_from_the_very_bytes(tmp_path):
     runtime = made(network("mixer"), tmp_path, counts_of(0.5))
     runtime.start(counts_of(0.5)).result()
-    net = next(net for (kind, frames), net in runtime._nets.items() if not kind.scaled and frames == BATCH)
+    net = next(net for (kind, frames), net in runtime._graphs.made.items() if not kind.scaled and frames == BATCH)
     infos = [node.get_rt_info() for node in net.compiled.get_runtime_model().get_ops()]
     told = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos]
     work = [precision for kind, precision in told if kind in ("FullyConnected", "Convolution")]
@@ -134,11 +135,11 @@ def test_no_graph_is_compiled_when_the_first_bright_frame_comes(tmp_path):
     runtime = made(network("mixer"), tmp_path, counts_of(0.3))
     counts = counts_of(0.3)
     runtime.start(counts).result()
-    before = set(runtime._nets)
+    before = set(runtime._graphs.made)
     counts[3] = 9
     runtime.start(counts).result()
     runtime.start(counts_of(6.0)).result()
-    assert set(runtime._nets) == before
+    assert set(runtime._graphs.made) == before
 
 
 def test_integers_that_clip_a_brighter_beam_are_caught(tmp_path):
@@ -146,7 +147,7 @@ def test_integers_that_clip_a_brighter_beam_are_caught(tmp_path):
     exact = TorchRuntime(module, version="1", frame_shape=SHAPE, batch_frames=16)
     runtime = made(module, tmp_path, dim)
     check_bright(runtime, exact, bright, tolerance=0.05)
-    assert runtime._quantise is not None
-    runtime._quantise.most_hits = math.inf
+    assert runtime._graphs.quantise is not None
+    runtime._graphs.quantise.most_hits = math.inf
     with pytest.raises(VerificationError, match="times as high"):
         check_bright(runtime, exact, bright, tolerance=0.2)

@@ -113,7 +113,12 @@ def is_emulated(name: str) -> bool:
     Raises:
         ConfigError: it does not have the runtime.
     """
-    return name == "openvino-bf16" and not require(name).has_bfloat16()
+    require(name)
+    if name != "openvino-bf16":
+        return False
+    from filmloop.edge.runtimes.openvino_graphs import has_bfloat16
+
+    return not has_bfloat16()
 
 
 def require(name: str) -> ModuleType:

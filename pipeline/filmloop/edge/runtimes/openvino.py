@@ -1,7 +1,6 @@
 """OpenVINO on the CPU: the fastest here, in bfloat16 or int8 where the CPU has matrix units for them.
 
-Graphs have static shapes: for each of a few batch sizes one is compiled (0.03 s for `mixer`, 0.1 s for `cookienet`), the
-smallest that fits is run, and what a batch lacks is filled up with empty frames. A graph gives only what was asked for.
+Of the graphs (`openvino_graphs`) the smallest that fits is run, and what a batch lacks is filled up with empty frames.
 
 Shape suffixes: N frames, C channels, E energy bins, K moments.
 """
@@ -9,26 +8,20 @@ Shape suffixes: N frames, C channels, E energy bins, K moments.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections import deque
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from filmloop.edge.runtimes.graph import rewrite, with_bytes_in, with_heads
+from filmloop.edge.runtimes.openvino_graphs import SIZES, Graphs, Kind, Net, precision
 from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, in_batches, phase_of
-from filmloop.edge.runtimes.quantise import Quantiser, bytes_to_products, hits_of
+from filmloop.edge.runtimes.quantise import hits_of
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
-
-_BREATH_S = 0.02
-_SIZES = (16, 64, 256)
-"""Frames that graphs are compiled for, beside `batch_frames`. Above 256 the layers' outputs outgrow a core's L2."""
 
 _SAMPLE_FRAMES = 64
 """Frames of one `infer`: it is for samples and golden pairs."""
@@ -37,27 +30,6 @@ _FEW = 4
 """Up to every fourth frame of a batch is inferred twice if the integers' ranges are not for it; if more are, all are once."""
 _KEPT_BATCHES = 2
 """A result is the caller's until so many later batches are finished."""
-
-
-class _Kind(NamedTuple):
-    """What a graph takes and gives."""
-
-    scaled: bool  # float32 counts instead of uint8
-    dense: bool
-    surprise: bool
-
-
-@dataclass(eq=False, slots=True)
-class _Net:
-    """One compiled graph, for batches of `frames`, and its requests that are free."""
-
-    compiled: ov.CompiledModel
-    frames: int
-    free: list[ov.InferRequest] = field(default_factory=list)
-
-    def request(self) -> ov.InferRequest:
-        """One that nobody uses."""
-        return self.free.pop() if self.free else self.compiled.create_infer_request()
 
 
 @dataclass(eq=False, slots=True)
@@ -105,33 +77,35 @@ class OpenVinoRuntime:
     ) -> None:
         self.name, self.version, self.batch_frames = name, version, batch_frames
         self.most_frames = max(batch_frames, BACKLOG_FRAMES)
-        self._model, self._shape, self._sort_key = core().read_model(path), frame_shape, sort_key
+        self._shape, self._sort_key = frame_shape, sort_key
         self._weights_EK = None if sort_key is None else sort_key.weights(frame_shape[1])
-        self._options = {
-            "INFERENCE_PRECISION_HINT": _precision(name),
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
-        }
-        self._part = min(batch_frames, max(_SIZES))
-        self._sizes = sorted({size for size in _SIZES if size < self._part} | {self._part})
+        self._part = min(batch_frames, max(SIZES))
         self._sample = min(_SAMPLE_FRAMES, self._part)
         parts = -(-batch_frames // self._part)
         self.lanes = min(_MOST_LANES, max(2, -(-2 * threads // parts)))
-        self._quantise: Quantiser | None = None
-        if calibration_NCE is not None and name == "openvino-int8":
-            self._quantise = Quantiser(self._rewritten(len(calibration_NCE)), calibration_NCE, core())
-        self._bases: dict[int, ov.Model] = {}
-        self._nets: dict[tuple[_Kind, int], _Net] = {}
+        options = {
+            "INFERENCE_PRECISION_HINT": precision(name),
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+        }
+        self._graphs = Graphs(
+            path,
+            frame_shape,
+            self._weights_EK,
+            part=self._part,
+            options=options,
+            calibration_NCE=calibration_NCE if name == "openvino-int8" else None,
+        )
         self._under_way: deque[Later] = deque()
         shapes = self._shapes(-(-self.most_frames // self._part) * self._part)
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
         # Not one of those above: a sample comes in many parts while batches are under way that still need theirs.
         self._sample_slot = _Slot(self._shapes(self._sample))
-        self._again_slot = _Slot(self._shapes(self._sizes[0]))
+        self._again_slot = _Slot(self._shapes(self._graphs.sizes[0]))
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
-        kind = _Kind(scaled=counts_NCE.dtype != np.uint8, dense=dense, surprise=surprise)
+        kind = Kind(scaled=counts_NCE.dtype != np.uint8, dense=dense, surprise=surprise)
         self._slots.rotate(-1)
         return self._start(counts_NCE, kind, self._slots[-1])
 
@@ -143,39 +117,31 @@ class OpenVinoRuntime:
         """Wait for what is under way and free everything."""
         while self._under_way:
             self._under_way.popleft().result()
-        # Each destructor holds Python's lock for milliseconds: one at a time, so that others may infer meanwhile.
-        while self._nets:
-            _, net = self._nets.popitem()
-            while net.free:
-                net.free.pop()
-                time.sleep(_BREATH_S)
-            del net
-            time.sleep(_BREATH_S)
+        self._graphs.close()
         self._slots.clear()
         self._sample_slot.arrays.clear()
         self._again_slot.arrays.clear()
-        self._bases.clear()
 
     def _rates(self, counts_NCE: Counts) -> Floats:
-        if self._quantise is None:
+        if self._graphs.quantise is None:
             counts_NCE = counts_NCE.astype(np.float32, copy=False)
-        kind = _Kind(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
+        kind = Kind(scaled=counts_NCE.dtype != np.uint8, dense=True, surprise=False)
         rate_NCE = self._start(_filled(counts_NCE, self._sample), kind, self._sample_slot).result().rate_NCE
         assert rate_NCE is not None
         return rate_NCE[: len(counts_NCE)]
 
-    def _start(self, counts_NCE: Counts, kind: _Kind, slot: _Slot) -> Later:
+    def _start(self, counts_NCE: Counts, kind: Kind, slot: _Slot) -> Later:
         while len(self._under_way) >= self.lanes:
             self._under_way.popleft().result()
-        bright_N, part, sizes = self._too_bright(counts_NCE, kind), self._part, self._sizes
+        bright_N, part, sizes = self._too_bright(counts_NCE, kind), self._part, self._graphs.sizes
         if _FEW * len(bright_N) > len(counts_NCE):
-            counts_NCE, kind, bright_N = counts_NCE.astype(np.float32), _without_integers(kind), bright_N[:0]
-            part = self._part if len(counts_NCE) >= self._part else self._sizes[0]
+            counts_NCE, kind, bright_N = counts_NCE.astype(np.float32), kind.without_integers(), bright_N[:0]
+            part = self._part if len(counts_NCE) >= self._part else self._graphs.sizes[0]
             sizes = [part]
         running = []
         for first in range(0, len(counts_NCE), part):
             part_NCE = counts_NCE[first : first + part]
-            net = self._net(kind, next(size for size in sizes if size >= len(part_NCE)))
+            net = self._graphs(kind, next(size for size in sizes if size >= len(part_NCE)))
             given_NCE = _filled(part_NCE, net.frames)
             running.append((net, self._run(net, kind, given_NCE, slot, first), given_NCE))
 
@@ -189,7 +155,7 @@ class OpenVinoRuntime:
         self._under_way.append(pending)
         return pending
 
-    def _run(self, net: _Net, kind: _Kind, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
+    def _run(self, net: Net, kind: Kind, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
         """Begin with one part; its outputs go straight to their place in the slot."""
         request = net.request()
         # The tensor shares the array's memory and does not keep it alive: `_start` does.
@@ -200,14 +166,14 @@ class OpenVinoRuntime:
         request.start_async()
         return request
 
-    def _wait_for(self, batch: Later, running: list[tuple[_Net, ov.InferRequest, Counts]]) -> None:
+    def _wait_for(self, batch: Later, running: list[tuple[Net, ov.InferRequest, Counts]]) -> None:
         for net, request, _ in running:
             request.wait()
             net.free.append(request)
         if batch in self._under_way:
             self._under_way.remove(batch)
 
-    def _inferred(self, slot: _Slot, frames: int, kind: _Kind) -> Inferred:
+    def _inferred(self, slot: _Slot, frames: int, kind: Kind) -> Inferred:
         channels, moment_NCK = self._shape[0], None
         if self._weights_EK is not None:
             moment_NCK = slot["moments"][: frames * channels].reshape(frames, channels, -1)
@@ -217,18 +183,18 @@ class OpenVinoRuntime:
             surprise_N=slot["surprise"][:frames, 0] if kind.surprise else None,
         )
 
-    def _too_bright(self, counts_NCE: Counts, kind: _Kind) -> npt.NDArray[np.intp]:
+    def _too_bright(self, counts_NCE: Counts, kind: Kind) -> npt.NDArray[np.intp]:
         """Numbers of the frames that the integers' ranges are not for."""
-        if self._quantise is None or kind.scaled:
+        if self._graphs.quantise is None or kind.scaled:
             return np.empty(0, np.intp)
-        return np.flatnonzero(hits_of(cast("npt.NDArray[np.uint8]", counts_NCE)) > self._quantise.most_hits)
+        return np.flatnonzero(hits_of(cast("npt.NDArray[np.uint8]", counts_NCE)) > self._graphs.quantise.most_hits)
 
-    def _infer_again(self, bright_N: npt.NDArray[np.intp], counts_NCE: Counts, kind: _Kind, slot: _Slot) -> None:
+    def _infer_again(self, bright_N: npt.NDArray[np.intp], counts_NCE: Counts, kind: Kind, slot: _Slot) -> None:
         """Put in the slot what these few frames give without integers."""
-        exact, size = _without_integers(kind), self._sizes[0]
+        exact, size = kind.without_integers(), self._graphs.sizes[0]
         for first in range(0, len(bright_N), size):
             part_N = bright_N[first : first + size]
-            net, given_NCE = self._net(exact, size), _filled(counts_NCE[part_N].astype(np.float32), size)
+            net, given_NCE = self._graphs(exact, size), _filled(counts_NCE[part_N].astype(np.float32), size)
             request = self._run(net, exact, given_NCE, self._again_slot, 0)
             request.wait()
             net.free.append(request)
@@ -236,7 +202,7 @@ class OpenVinoRuntime:
                 by_frame, again = (_by_frame(each[name], rows) for each in (slot, self._again_slot))
                 by_frame[part_N] = again[: len(part_N)]
 
-    def _outputs(self, kind: _Kind) -> list[tuple[str, int]]:
+    def _outputs(self, kind: Kind) -> list[tuple[str, int]]:
         """Outputs in order, each with its rows per frame."""
         outputs = [("moments", self._shape[0])] if self._weights_EK is not None else []
         outputs += [("rates", 1)] if kind.dense else []
@@ -249,55 +215,10 @@ class OpenVinoRuntime:
             shapes["moments"] = (frames * self._shape[0], self._weights_EK.shape[1])
         return shapes
 
-    def _net(self, kind: _Kind, frames: int) -> _Net:
-        if (kind, frames) not in self._nets:
-            if frames not in self._bases:
-                self._bases[frames] = self._rewritten(frames)
-            model = self._bases[frames].clone()
-            quantise = None if kind.scaled else self._quantise
-            if quantise is not None:
-                quantise(model)
-            # A graph without an output does not exist: a model without a key gives its rates.
-            dense = kind.dense or (self._weights_EK is None and not kind.surprise)
-            model = with_heads(model, self._weights_EK, dense=dense, surprise=kind.surprise)
-            model = model if kind.scaled else with_bytes_in(model)
-            if quantise is not None:
-                bytes_to_products(model)
-                for size in (self._sizes[0], self._part):
-                    self._net(_without_integers(kind), size)  # not when the first bright frame comes
-            self._nets[kind, frames] = _Net(core().compile_model(model, "CPU", self._options), frames)
-        return self._nets[kind, frames]
-
-    def _rewritten(self, frames: int) -> ov.Model:
-        model = self._model.clone()
-        model.reshape([frames, *self._shape])
-        rewrite(model)
-        return model
-
-
-@lru_cache(maxsize=1)
-def core() -> ov.Core:
-    """The one of this process."""
-    return ov.Core()
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16; others emulate it, thirty times slower."""
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _precision(name: str) -> str:
-    """What is no integer."""
-    return "bf16" if name == "openvino-bf16" or (name == "openvino-int8" and has_bfloat16()) else "f32"
-
 
 def _by_frame(rows: Floats, rows_per_frame: int) -> Floats:
     """The same memory, a line for each frame."""
     return rows.reshape(len(rows) // rows_per_frame, -1)
-
-
-def _without_integers(kind: _Kind) -> _Kind:
-    return kind._replace(scaled=True)
 
 
 def _filled(counts_NCE: Counts, frames: int) -> Counts:
