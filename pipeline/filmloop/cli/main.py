@@ -33,6 +33,7 @@ from filmloop.cli import (
 from filmloop.cli.output import err, print_json
 from filmloop.core.errors import ConfigError, FilmloopError, TransientError
 from filmloop.core.fsio import translate_os_error
+from filmloop.core.signals import repeat_lost_interrupts
 from filmloop.core.wording import in_words
 
 app = typer.Typer(
@@ -78,6 +79,7 @@ def _root(
 
 def run() -> None:
     """Entry point: run a command; an error of ours becomes its message, its hint and its exit code."""
+    repeat_lost_interrupts()
     try:
         # Not standalone: a wrong option is an error of ours too, in our words.
         code = app(standalone_mode=False, prog_name="filmloop")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as an event that a program waits for.
+"""SIGTERM and Ctrl-C: as an event that a program waits for, and an interrupt that is not lost.
 
 Python runs a handler in the main thread between any two of its instructions, also while it holds the lock inside the
 very event that it is waiting for. `Event.set` in the handler would then wait for that lock for ever, and the program
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_AGAIN_S = 0.05
 
 
 @contextmanager
@@ -54,3 +57,23 @@ def stopped_by_signals(
         os.close(waker)
         thread.join()
         os.close(wakes)
+
+
+def repeat_lost_interrupts() -> None:
+    """Send Ctrl-C again where Python has lost it, for the rest of this process.
+
+    An exception in a destructor, or in the callback of a weak reference, is printed and forgotten, and so is the
+    `KeyboardInterrupt` that a signal happens to raise there. While modules are imported there is one such callback for each.
+    """
+    told = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            told(unraisable)
+            return
+        # Not here, where it would be lost as well.
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook

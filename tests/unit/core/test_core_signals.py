@@ -58,3 +58,30 @@ def test_a_block_that_no_signal_ends_leaves_handlers_threads_and_descriptors_as_
         raise ValueError("inside")
     assert state() == before
     assert not stop.is_set()
+
+
+_LOST = """
+import os, signal, sys, time
+from filmloop.core.signals import repeat_lost_interrupts
+if sys.argv[1] == "repeat":
+    repeat_lost_interrupts()
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+try:
+    Dying()
+    print("lost", flush=True)
+    time.sleep(3)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("how", "told"), [("repeat", ["lost", "interrupted"]), ("leave", ["lost"])])
+def test_an_interrupt_that_python_forgets_in_a_destructor_comes_again(how: str, told: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", _LOST, how], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.split() == told, done.stderr
+    assert ("Exception ignored" in done.stderr) is (how == "leave")
