@@ -102,7 +102,7 @@ class Graphs:
             model = model if kind.scaled else with_bytes_in(model)
             if quantise is not None:
                 bytes_to_products(model)
-                for size in (self.sizes[0], self.sizes[-1]):
+                for size in {self.sizes[0], frames} if frames == self.sizes[-1] else {self.sizes[0]}:
                     self(kind.without_integers(), size)  # not when the first bright frame comes
             self.made[kind, frames] = Net(core().compile_model(model, "CPU", self._options), frames)
         return self.made[kind, frames]
