@@ -3,8 +3,8 @@
 Three processes and a ring of shared memory: a pool is copied into it, OpenVINO runs `model.onnx` as it was exported on all
 cores, tensorstore writes whole shards. No accounting, no check, no swap, no manifest, no fsync of ours.
 
-It runs in float32 or bfloat16, whichever a short trial finds faster. OpenVINO takes bfloat16 on every CPU with AVX-512, also
-where it has to emulate it, at a thirtieth of the rate: what it says of the CPU would make a peer that is easily beaten.
+It runs in float32 or bfloat16, whichever a short trial finds faster: OpenVINO takes bfloat16 on a CPU without it, too, and
+emulates it at a thirtieth of the rate, a peer that is easily beaten.
 
     python -m filmloop.bench.yardstick MODEL.onnx POOL.npy SECONDS staged|bare
 """

@@ -138,7 +138,7 @@ def _measured(candidates: Candidates, name: str, best: _Measured | None) -> _Mea
         _TooSlowError: it will not be faster than `best`.
     """
     if is_emulated(name):
-        raise _TooSlowError("this machine has no units for its precision: thirty times slower than float32")
+        raise _TooSlowError("this machine has no units for its precision and would emulate it")
     counts_NCE, _ = load_golden(candidates.bundle)
     budget_s = candidates.edge.latency_budget_ms / 2e3
     if name == "openvino-int8":

@@ -133,7 +133,7 @@ def core() -> ov.Core:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16; others emulate it, thirty times slower."""
+    """Whether this CPU computes in bfloat16; others emulate it, 8 (`cookienet`) to 21 times (`mixer`) slower than float32."""
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
