@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -30,6 +31,16 @@ def fences(text: str, language: str) -> list[str]:
 def shell_lines(text: str) -> list[str]:
     joined = "\n".join(fences(text, "sh")).replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def make(*argv: str) -> str:
+    """What `make` prints as if typed in a shell: `make test` leaves word for makes below it in the environment."""
+    environ = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    }
+    return subprocess.run(["make", *argv], cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=True).stdout
 
 
 def inline_commands(text: str) -> list[str]:
@@ -135,11 +146,10 @@ def test_decision_records_are_short_and_numbered_in_a_row() -> None:
 
 @pytest.mark.parametrize("target", ["retrain", "demo", "edge", "ui", "status", "check"])
 def test_make_passes_options_on_to_the_command(target: str) -> None:
-    argv = ["make", "--dry-run", "--old-file=.venv/.local", target, "SITE=x.toml", "ARGS=--seconds 40 --json"]
-    shown = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
+    shown = make("--dry-run", "--old-file=.venv/.local", target, "SITE=x.toml", "ARGS=--seconds 40 --json").splitlines()
     assert shown[-1].endswith("--site x.toml --seconds 40 --json")
 
 
 def test_make_help_says_how_options_are_passed_on() -> None:
-    shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    shown = make("help")
     assert 'make demo ARGS="--seconds 40"' in shown
