@@ -6,18 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch import nn
 
-_TIMEOUT = timedelta(minutes=5)
-"""Longest that a rank waits for the others; loading and hashing the shards is what may differ between them."""
+from filmloop.training.gradients import TIMEOUT, averaging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,23 +84,8 @@ class Ranks:
         # The graph is the same in every step: DDP need not look for parameters that were not used.
         parallel = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=True)
         if meanwhile is not None:
-            parallel.register_comm_hook(None, _averaging(meanwhile))
+            parallel.register_comm_hook(None, averaging(module, meanwhile))
         return parallel
-
-
-def _averaging(meanwhile: Callable[[], None]) -> Callable[[object, Any], torch.futures.Future[Tensor]]:
-    """What DDP does by itself with a bucket of gradients, and `meanwhile` behind the last one."""
-
-    everyone = dist.group.WORLD
-    assert everyone is not None, "the ranks have met"
-
-    def average(_state, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation but two of its own, unquoted
-        averaged = allreduce_hook(everyone, bucket)
-        if bucket.is_last():
-            meanwhile()
-        return averaged
-
-    return average
 
 
 @contextmanager
@@ -121,7 +102,7 @@ def joined_ranks() -> Iterator[Ranks]:
     if world == int(os.environ.get("LOCAL_WORLD_SIZE", world)):
         # One host: no name to resolve, nothing leaves the machine.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Ranks(rank=rank, world=world, device=device)
     finally:
