@@ -16,16 +16,16 @@ _BEGINNING = """
 import json, os, pathlib, sys, time, torch
 import torch.distributed as dist
 from filmloop.core.errors import TransientError
-from filmloop.training import gradients
+from filmloop.training import gradients, shared_rows
 from filmloop.training.ranks import joined_ranks
 
 out, changed = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 rank = int(os.environ["RANK"])
-gradients._MEMORY = out / "memory"
+shared_rows._MEMORY = out / "memory"
 if changed.get("rank") == rank:
-    setattr(gradients, changed["name"], eval(changed["value"]))
-shared, meet = [], gradients.SharedGradients.meet
-gradients.SharedGradients.meet = lambda module: shared.append(meet(module)) or shared[-1]
+    setattr(shared_rows, changed["name"], eval(changed["value"]))
+shared, meet = [], shared_rows.SharedRows.meet
+shared_rows.SharedRows.meet = lambda *row: shared.append(meet(*row)) or shared[-1]
 
 def network():
     torch.manual_seed(0)
@@ -37,31 +37,37 @@ def backward(module, value):
 """
 
 _AVERAGE = """
-with joined_ranks() as ranks:
-    calls, steps, worst = [], 0, 0.0
-    module, alone = network(), network()
+def main():
+    with joined_ranks() as ranks:
+        calls, steps, worst = [], 0, 0.0
+        module, alone = network(), network()
 
-    def meanwhile():
-        calls.append(steps)
-        if steps % ranks.world == rank:
-            time.sleep(0.05)  # The others are done with this step and go on: they must not write over it.
+        def meanwhile():
+            calls.append(steps)
+            if steps % ranks.world == rank:
+                time.sleep(0.05)  # The others are done with this step and go on: they must not write over it.
 
-    parallel = ranks.wrap(module, meanwhile)
-    for steps in range(1, 6):
-        backward(parallel, ranks.rank + steps)
-        mean = [torch.zeros_like(parameter) for parameter in alone.parameters()]
-        for other in range(ranks.world):
-            backward(alone, other + steps)
-            for total, parameter in zip(mean, alone.parameters()):
-                total += parameter.grad / ranks.world
-        for total, parameter in zip(mean, module.parameters()):
-            worst = max(worst, float((parameter.grad - total).abs().max() / total.abs().max()))
-    bits = torch.cat([parameter.grad.ravel() for parameter in module.parameters()])
-    everyones = [torch.empty_like(bits) for _ in range(ranks.world)]
-    dist.all_gather(everyones, bits)
-    found = {"calls": calls, "worst": worst, "is_shared": bool(shared and shared[0])}
-    found["is_the_same_on_each"] = all(torch.equal(one, bits) for one in everyones)
+        parallel = ranks.wrap(module, meanwhile)
+        for steps in range(1, 6):
+            backward(parallel, ranks.rank + steps)
+            mean = [torch.zeros_like(parameter) for parameter in alone.parameters()]
+            for other in range(ranks.world):
+                backward(alone, other + steps)
+                for total, parameter in zip(mean, alone.parameters()):
+                    total += parameter.grad / ranks.world
+            for total, parameter in zip(mean, module.parameters()):
+                worst = max(worst, float((parameter.grad - total).abs().max() / total.abs().max()))
+        bits = torch.cat([parameter.grad.ravel() for parameter in module.parameters()])
+        everyones = [torch.empty_like(bits) for _ in range(ranks.world)]
+        dist.all_gather(everyones, bits)
+        found = {"calls": calls, "worst": worst, "are_shared": [bool(rows) for rows in shared]}
+        found["sums"] = [ranks.sum(1.0 + rank, number, 0.1) for number in range(4)]
+        found["long_sum"] = ranks.sum(*range(40))
+        found["is_the_same_on_each"] = all(torch.equal(one, bits) for one in everyones)
     (out / f"{rank}.json").write_text(json.dumps(found))
+
+main()
+os._exit(0)  # As training.entry does.
 """
 
 _END = """
@@ -96,7 +102,7 @@ def _ranks(folder: Path, script: str, ranks: int = 2, **changed: Any) -> list[di
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:3000] + done.stderr[-1000:]
     return [json.loads(file.read_text()) for file in sorted(folder.glob("[0-9].json"))]
 
 
@@ -105,8 +111,11 @@ def test_ranks_of_one_host_average_in_memory_that_they_share(tmp_path: Path, ran
     found = _ranks(tmp_path, _AVERAGE, ranks)
     assert len(found) == ranks
     for of_rank in found:
-        assert of_rank["is_shared"]
+        assert of_rank["are_shared"] == [True, True], "sums and gradients"
         assert of_rank["is_the_same_on_each"]
+        assert of_rank["sums"] == found[0]["sums"], "to the last bit"
+        assert of_rank["sums"] == [pytest.approx([ranks * (ranks + 1) / 2, ranks * n, 0.1 * ranks]) for n in range(4)]
+        assert of_rank["long_sum"] == [ranks * number for number in range(40)]
         assert of_rank["worst"] < 1e-6
         assert of_rank["calls"] == [1, 2, 3, 4, 5], "other work is done once in every backward pass"
     assert not list((tmp_path / "memory").iterdir()), "its name is taken away"
@@ -127,8 +136,9 @@ def test_ranks_of_one_host_average_in_memory_that_they_share(tmp_path: Path, ran
 )
 def test_where_one_rank_cannot_all_average_by_messages(tmp_path: Path, changed: dict[str, Any]) -> None:
     for of_rank in _ranks(tmp_path, _AVERAGE, **changed):
-        assert not of_rank["is_shared"]
+        assert of_rank["are_shared"] == [False, False]
         assert of_rank["is_the_same_on_each"]
+        assert of_rank["sums"] == [pytest.approx([3.0, 2.0 * number, 0.2]) for number in range(4)]
         assert of_rank["worst"] < 1e-6
         assert of_rank["calls"] == [1, 2, 3, 4, 5]
     assert not list((tmp_path / "memory").iterdir())

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from filmloop.bundle import METRICS, RESULT, verify_bundle
 from filmloop.core import log
@@ -155,5 +156,17 @@ def _die_with_torchrun() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave(exit_code: int) -> NoReturn:
+    """End without Python's own farewell.
+
+    torch keeps the ranks' group, and its threads, when DDP has had it. One that lets go of its last message while the
+    interpreter ends aborts the process: a finished job would be taken for a lost one.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))
