@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,10 +39,12 @@ email: operator@example.org
 heartbeat_period: {HEARTBEAT_S}
 """
 """Without `debug`: what the daemon's threads then write while it forks can leave the lock of their log held in the child, which
-hangs for ever before it becomes a user endpoint, and is taken for one that runs (globus-compute-endpoint 4.19)."""
+hangs for ever before it becomes a user endpoint, and is taken for one that runs (globus-compute-endpoint 4.19). Seen once without it, too."""
 FILES = Path(__file__).parents[2] / "site_configs/endpoints"
 """What a site installs on its own endpoint: the template and its schema are used as they are."""
 _MARK = "GLOBUS_COMPUTE_USER_DIR"
+_CHILDHOOD_S = 2.0
+"""Longest that a child of the core endpoint is still the core endpoint's image."""
 
 
 _ALWAYS: dict[str, Any] = {"heartbeat_period": HEARTBEAT_S, "idle_heartbeats": 1000}
@@ -124,6 +127,7 @@ class Endpoint:
 
     def restore(self, afresh: bool = False) -> None:
         """See to it that it runs, and that nothing is left of what was killed; `afresh`: of nothing that ran before."""
+        self._end_stuck()
         if afresh or self._hurt or self._daemon is None or self._daemon.poll() is not None or not self.online():
             self.stop()
             kill_all(self.folder)
@@ -179,9 +183,22 @@ class Endpoint:
 
     def _all(self) -> list[int]:
         """What `processes` finds, and the core's children that are not user endpoints yet: they bear no mark."""
+        return sorted({*self.processes(), *self._children()})
+
+    def _children(self) -> set[int]:
         core = self._daemon.pid if self._daemon else -1
-        young = [int(name) for name in os.listdir("/proc") if name.isdigit() and processes.parent(int(name)) == core]
-        return sorted({*self.processes(), *young})
+        return {int(name) for name in os.listdir("/proc") if name.isdigit() and processes.parent(int(name)) == core}
+
+    def _end_stuck(self) -> None:
+        """Kill children that hang before they become user endpoints, see `_CONFIG`: they are taken for some that run."""
+        end_s = time.monotonic() + _CHILDHOOD_S
+        while young := self._children() - set(self._titled()):
+            if time.monotonic() > end_s:
+                for pid in young:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(0.1)
 
     def _titled(self) -> list[int]:
         return [pid for pid in self.processes() if f"uep.{self.id}." in processes.words(pid)]
