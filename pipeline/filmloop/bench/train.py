@@ -33,6 +33,7 @@ from filmloop.core.errors import TrainingError
 from filmloop.staging.reader import ShardReader
 from filmloop.testing.training import simulated_counts, small_job, staged_frames
 from filmloop.training.data import load_data
+from filmloop.training.entry import leave
 from filmloop.training.load import build_module
 from filmloop.training.plan import BatchPlan
 from filmloop.training.pool import Frames
@@ -255,3 +256,4 @@ def _train(job: TrainJob) -> None:
 
 if __name__ == "__main__":
     _train(TrainJob.read(Path(sys.argv[1])))
+    leave(0)

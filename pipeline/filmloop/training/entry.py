@@ -156,8 +156,8 @@ def _die_with_torchrun() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _leave(exit_code: int) -> NoReturn:
-    """End without Python's own farewell.
+def leave(exit_code: int) -> NoReturn:
+    """End a rank without Python's own farewell.
 
     torch keeps the ranks' group, and its threads, when DDP has had it. One that lets go of its last message while the
     interpreter ends aborts the process: a finished job would be taken for a lost one.
@@ -169,4 +169,4 @@ def _leave(exit_code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

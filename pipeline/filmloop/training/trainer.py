@@ -28,7 +28,7 @@ from filmloop.training.progress import Progress, Session
 from filmloop.training.ranks import Ranks
 
 CONTROL_STEPS = 10
-"""Steps between two agreements of the ranks on stopping: one message of 32 bytes, and one line of metrics."""
+"""Steps between two agreements of the ranks on stopping: 32 bytes of each, and one line of metrics."""
 MAX_SKIPPED_IN_A_ROW = 10
 DEADLINE_SHARE = 0.8
 """Share of the job's deadline at which training ends; the rest is for evaluation and the bundle."""
