@@ -66,10 +66,14 @@ _MAX_ATTEMPTS = 10  # of one step; at one cycle every ten minutes this is more t
 _LIVE_DEADLINE_S, _LIVE_LOOK_S = 30.0, 0.1
 
 
-def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleReport:
+def run_cycle(parts: CycleParts, *, again: bool = False, scorer: Scorer | None = None, tell: Tell) -> CycleReport:
     """Run one cycle, or take up the one that was cut off. The caller holds `Ledger.cycle_lock`.
 
-    `again`: shards count as fresh although they were trained on.
+    Args:
+        parts: All it works with.
+        again: Shards count as fresh although they were trained on.
+        scorer: Scores former versions; one that loads already, or one of the cycle's own.
+        tell: Told what is being done.
 
     Raises:
         ConfigError: the model of the site file cannot be built as it says; nothing is begun.
@@ -84,7 +88,7 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
         tell("cycle", f"going on with {cycle.id}, which was cut off")
     with log_context(cycle_id=cycle.id):
         try:
-            return _steps(cycle, again)
+            return _steps(cycle, again, scorer or Scorer(parts.home.recall, deadline_s=parts.config.zoo.deadline_s))
         except FilmloopError as exc:
             exc.ids.setdefault("cycle_id", cycle.id)
             if isinstance(exc, AuthError):
@@ -97,13 +101,13 @@ def run_cycle(parts: CycleParts, *, again: bool = False, tell: Tell) -> CycleRep
             raise
 
 
-def _steps(cycle: Cycle, again: bool) -> CycleReport:
+def _steps(cycle: Cycle, again: bool, scorer: Scorer) -> CycleReport:
     parts, step = cycle.parts, cycle.step
     atomic_write_json(cycle.folder / "config.json", parts.config.as_json())
 
-    with Scorer(cycle.folder / "recall", deadline_s=parts.config.zoo.deadline_s) as scorer:
+    with scorer:
         if parts.config.zoo.recall != "off" and "recall" not in cycle.results():
-            scorer.load()  # while the edge seals
+            scorer.load()  # while the edge seals, if not sooner
         step("seal", "asking the edge for its open shard", _seal)
         chosen = step("select", "choosing shards", lambda c: _select(c, again))
         if chosen["too_few"]:

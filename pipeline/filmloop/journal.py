@@ -41,7 +41,7 @@ class CycleParts:
     frame_shape: tuple[int, int]
     cluster_root: Path
     code_commit: str
-    poll_s: float = 0.2
+    poll_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from filmloop.ledger import Ledger
 from filmloop.ports.registry import CHAMPION, Registry
 from filmloop.selection import frames_of, is_fresh, usable_shards
 from filmloop.training.choice import check_choice
+from filmloop.zoo.scorer import Scorer
 
 _FRAMES_DEADLINE_S = 120.0
 _GIVE_UP_S = 1.0
@@ -63,7 +64,12 @@ def retrain_once(
         if needless:
             return CycleReport(outcome="nothing_to_do", message=needless)
         begun_s = time.monotonic()
-        with edge_for(site, wanted=with_edge, tell=tell) as edge:
+        worker = warm_worker(site)
+        warm = None if worker is None else worker.start_module
+        scorer = Scorer(site.home.recall, deadline_s=site.config.zoo.deadline_s, warm=warm)
+        with scorer, edge_for(site, wanted=with_edge, tell=tell) as edge:
+            if edge is None and site.config.zoo.recall != "off" and ledger.open_cycle() is None:
+                scorer.load()  # beside the registry's client; an edge that starts needs the cores itself
             setup_s = time.monotonic() - begun_s
             is_new = registry_is_new(site)
             with _beside(lambda wanted: _registry_and_worker(site, tell, wanted)) as opening:
@@ -71,7 +77,7 @@ def retrain_once(
                 if with_edge and ledger.open_cycle() is None:
                     wait_for_frames(site, ledger, edge=edge, again=again, tell=tell)
                 frames_s = time.monotonic() - begun_s - setup_s
-                report = run_cycle(cycle_parts(site, ledger, registry), again=again, tell=tell)
+                report = run_cycle(cycle_parts(site, ledger, registry), again=again, scorer=scorer, tell=tell)
     steps = {"setup": round(setup_s, 3), "frames": round(frames_s, 3), **report.steps}
     # Waiting for the detector is no overhead; starting the edge is, and whatever a step waits for the registry.
     overhead_s = None if report.overhead_s is None else round(report.overhead_s + setup_s, 3)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
-from filmloop.core.documents import FileDigest, ShardRef
+from filmloop.core.documents import FileDigest, ShardRef, VersionInfo
 from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, try_lock
 from filmloop.core.retry import wait_until
@@ -94,8 +94,10 @@ def kept_bundles(home: Home, model: str) -> dict[str, Path]:
     return {}
 
 
-def local_bundle(home: Home, registry: Registry, version: str) -> Path:
+def local_bundle(home: Home, registry: Registry, version: str, *, info: VersionInfo | None = None) -> Path:
     """The bundle of a registered version on this side, verified; downloaded unless it is here already.
+
+    `info` is what the registry says of it, for a caller who has asked.
 
     Of several processes that lack it one downloads, and the others wait for that: `filmloop models zoo` beside a cycle.
 
@@ -103,7 +105,7 @@ def local_bundle(home: Home, registry: Registry, version: str) -> Path:
         DataError: no such version, or its bundle is not what was registered.
         TransientError: the registry is away, or another process has been downloading for minutes.
     """
-    info = registry.get(version)
+    info = info or registry.get(version)
     if info is None:
         raise not_there(registry, version)
     folder = home.weights / registry.model / info.version

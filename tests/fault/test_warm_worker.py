@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from filmloop.adapters.local.held import hold, is_held
+from filmloop.adapters.local.held import hold
 from filmloop.adapters.local.launcher import LocalLauncher
 from filmloop.adapters.local.mark import marked_processes
 from filmloop.adapters.local.runfolder import Launch
@@ -23,6 +23,7 @@ from filmloop.adapters.local.workerline import LOCK, SOCKET, WORKER_LOG, at, pri
 from filmloop.config.schema import LocalLauncher as LauncherSection
 from filmloop.core.retry import wait_until
 from filmloop.testing.contracts import launcher as launching
+from rigs.warm import gone, kill, ready
 
 STANDIN = "filmloop.testing.standin_trainer"
 pytestmark = pytest.mark.timeout(600)  # a worker loads torch: 3 s, minutes on a machine that is busy with other things
@@ -49,24 +50,6 @@ def launcher_of(worker: WarmWorker, *, ranks: int = 1) -> LocalLauncher:
 
 def site_of(tmp_path: Path, worker: WarmWorker, *, ranks: int = 1) -> launching.LauncherSite:
     return launching.LauncherSite(runs=tmp_path / "runs", make=lambda: launcher_of(worker, ranks=ranks))
-
-
-def ready(worker: WarmWorker) -> int:
-    """Wait until it is; returns its process id."""
-    found = wait_until(
-        lambda: status if (status := worker.status())["state"] == "ready" else None,
-        deadline_s=300,
-        what="the warm worker",
-    )
-    return int(found["pid"])
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-
-
-def gone(worker: WarmWorker) -> None:
-    wait_until(lambda: None if is_held(worker.folder / LOCK) else True, deadline_s=60, what="the worker's end")
 
 
 def pids_in_log(handle: str) -> tuple[int, int]:

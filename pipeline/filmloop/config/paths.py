@@ -46,6 +46,11 @@ class Home:
         return self.root / "cycles"
 
     @property
+    def recall(self) -> Path:
+        """Where a cycle's look through former versions has its scores; gone afterwards."""
+        return self.root / "recall"
+
+    @property
     def edge(self) -> Path:
         """The edge service's status, control files, lock, log and verified models."""
         return self.root / "edge"

@@ -3,11 +3,13 @@
 A Poisson frame split at random into two parts, each count going left with probability `keep`, gives two independent
 Poisson frames. A model that sees the left part predicts the right one; the better it knows the rate, the better the
 likelihood (count splitting: Neufeld et al., Biostatistics 25, 2024; Poisson thinning is textbook).
-Shape suffixes: N frames, C channels, E energy bins, H hits.
+Shape suffixes: N frames, C channels, E energy bins, H hits, R resamples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -17,6 +19,8 @@ from filmloop.core.holdout import splitmix64
 
 _AT_ONCE_FRAMES, _AT_ONCE_DRAWS = 128, 200_000
 """What is worked on at a time stays in the processor's cache."""
+_KEPT_DRAWS = 4_000_000
+"""Up to 16 MB of draws are kept from one bootstrap to the next."""
 
 RATE_FLOOR = 1e-6
 """Smallest rate a likelihood is taken of: one surprising count costs 14 nats, not infinity."""
@@ -69,14 +73,33 @@ def bootstrap_mean(
     frames = len(values_N)
     if frames == 0:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    rows = max(1, _AT_ONCE_DRAWS // frames)
-    for start in range(0, resamples, rows):
-        part = means[start : start + rows]
-        part[:] = values_N[rng.integers(0, frames, (len(part), frames))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if frames * resamples <= _KEPT_DRAWS:
+        centre = values_N.mean()
+        means_R = centre + _drawn(frames, resamples, seed) @ (values_N - centre).astype(np.float32) / frames
+    else:
+        means_R = np.concatenate([values_N[drawn_RN].mean(axis=1) for drawn_RN in _draws(frames, resamples, seed)])
+    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _draws(frames: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Numbers of the frames in each resample, (R, N), some resamples at a time."""
+    rng, rows = np.random.default_rng(seed), max(1, _AT_ONCE_DRAWS // frames)
+    for start in range(0, resamples, rows):
+        yield rng.integers(0, frames, (min(rows, resamples - start), frames))
+
+
+@lru_cache(maxsize=2)
+def _drawn(frames: int, resamples: int, seed: int) -> npt.NDArray[np.float32]:
+    """How often each frame is in each resample, (R, N): kept, because many scores of the same few frames are compared."""
+    times_RN, done = np.empty((resamples, frames), np.float32), 0
+    for drawn_RN in _draws(frames, resamples, seed):
+        places = drawn_RN + np.arange(0, drawn_RN.size, frames)[:, None]
+        times_RN[done : done + len(drawn_RN)] = np.bincount(places.ravel(), minlength=drawn_RN.size).reshape(
+            places.shape
+        )
+        done += len(drawn_RN)
+    return times_RN
 
 
 def two_sided_z(probability: float) -> float:

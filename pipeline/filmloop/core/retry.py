@@ -9,6 +9,8 @@ from typing import TypeVar
 from filmloop.core.errors import TransientError
 
 T = TypeVar("T")
+_GROWTH = 1.2
+"""A wait is noticed to be over a tenth of its length later, on average."""
 
 
 def wait_until(
@@ -39,4 +41,4 @@ def wait_until(
             seen = f": {words}" if (words := last()) else "."
             raise TransientError(f"{what} did not happen within {deadline_s:.0f} s{seen}", hint=hint)
         time.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, cap_s)
+        pause_s = min(pause_s * _GROWTH, cap_s)

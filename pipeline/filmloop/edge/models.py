@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +76,12 @@ class ModelStore:
     def __init__(self, config: SiteConfig, home: Home, *, dense: bool = False) -> None:
         self._config = config
         self.wanted = Wanted(dense=dense, surprise=config.staging.stages_surprising)
+        self._weights = home.weights
         self._folder, self._live = home.edge_models, home.edge / "live.json"
         self._choices = home.edge / "runtime.json"
 
     def fetch(self, registry: Registry, info: VersionInfo) -> Proven:
-        """A runtime for a registered version, from the bundle on this disk or else from the registry.
+        """A runtime for a registered version, from the bundle on this machine or else from the registry.
 
         Raises:
             VerificationError: it is not fit to be loaded.
@@ -103,12 +105,24 @@ class ModelStore:
             shutil.rmtree(incoming, ignore_errors=True)
             incoming.mkdir(parents=True)
         try:
-            bundle = registry.download(info.version, incoming / info.version)
+            bundle = self._bring(registry, info, incoming / info.version)
             proven = self.prove(bundle, version=info.version, digest=info.bundle_digest)
             publish_dir(bundle, kept)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return proven
+
+    def _bring(self, registry: Registry, info: VersionInfo, target: Path) -> Path:
+        """The bundle as `target`: by hard links where a cycle on this machine keeps it, else from the registry."""
+        here = self._weights / info.name / info.version
+        try:
+            verify_bundle(here, digest=info.bundle_digest)
+            shutil.copytree(here, target, copy_function=os.link)
+        except (DataError, OSError) as exc:
+            _log.debug("version %s comes from the registry: %s", info.version, exc)
+            shutil.rmtree(target, ignore_errors=True)
+            return registry.download(info.version, target)
+        return target
 
     def prove(self, folder: Path, *, version: str, digest: str) -> Proven:
         """Verify a bundle, load it into the site's runtime, try it on extreme frames, compare it with its golden pair.

@@ -1,7 +1,7 @@
 """Makes the result bundle: evaluation, weights, golden pair, ONNX file, plots, and last of all the result document.
 
-With two ranks or more the last one scores the champion and plots how training went, while the first one scores the
-challenger and exports it; the first one publishes the folder. The baselines were scored during training.
+With two ranks or more the last one scores the champion while the first one scores the challenger, and plots scores and
+training while that one exports it and plots a frame; the first one publishes the folder. The baselines were scored during training.
 Shape suffixes: N frames, C channels, E energy bins.
 """
 
@@ -88,24 +88,27 @@ def make_bundle(
             (part / PLOTS).mkdir(parents=True)
             shutil.copyfile(metrics, part / METRICS)
     ranks.sum(0.0)  # the folder is there
+    others: dict[str, EvaluationReport] = {}
     if ranks.is_last:
         assert baselines is not None
         others = {**evaluate_champion(job, data, device, start_N), **baselines.result()}
-        Evaluation(reports=others).write(part / EVALUATION)
-        with disk_errors(part):
-            _plot_training(part)
     if ranks.is_first:
         challenger = evaluate_challenger(module, data.holdout, best_N)
+        Evaluation(reports=challenger).write(part / EVALUATION)
         job.write(part / JOB)
+    ranks.sum(0.0)  # the challenger's report is there
+    if ranks.is_last:
+        reports = {**load_evaluation(part).reports, **others}
+        Evaluation(reports=reports).write(part / EVALUATION)
+        with disk_errors(part):
+            _plot_scores_and_training(part, reports)
+    if ranks.is_first:
         with disk_errors(part):
             _export(module.cpu().eval(), job, data.holdout, part)
             _plot_frame(part)
-    ranks.sum(0.0)  # the reports are there
+    ranks.sum(0.0)  # the folder is whole but for the result
     if ranks.is_first:
-        reports = {**challenger, **load_evaluation(part).reports}
-        Evaluation(reports=reports).write(part / EVALUATION)
-        with disk_errors(part):
-            _plot_scores(part, reports)
+        reports = load_evaluation(part).reports
         _result(job, data, progress, reports, part, ranks.world, device, started_s).write(part / RESULT)
         publish_dir(part, target)
 
@@ -119,9 +122,10 @@ def _export(module: nn.Module, job: TrainJob, holdout: Holdout, part: Path) -> N
     export_onnx(module, job.model.frame_shape, part / ONNX)
 
 
-def _plot_training(part: Path) -> None:
+def _plot_scores_and_training(part: Path, reports: Mapping[str, EvaluationReport]) -> None:
     from filmloop.training import plots  # matplotlib takes 0.4 s to import, and only here is something plotted
 
+    plots.plot_scores(part / PLOTS / "scores.png", reports)
     plots.plot_training(part / PLOTS / "training.png", part / METRICS)
 
 
@@ -131,12 +135,6 @@ def _plot_frame(part: Path) -> None:
     counts_NCE, rate_NCE = load_golden(part)
     fullest = int(counts_NCE.sum(axis=(1, 2)).argmax())
     plots.plot_frame(part / PLOTS / "frame.png", counts_NCE[fullest], rate_NCE[fullest])
-
-
-def _plot_scores(part: Path, reports: Mapping[str, EvaluationReport]) -> None:
-    from filmloop.training import plots
-
-    plots.plot_scores(part / PLOTS / "scores.png", reports)
 
 
 def _result(

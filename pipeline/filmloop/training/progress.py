@@ -127,7 +127,8 @@ class Session:
             Whether any rank was told to stop.
         """
         first = self._ranks.is_first
-        is_due = first and time.monotonic() - self._saved_s >= self._job.hyper.checkpoint_every_s
+        # Before the first step there is nothing to keep.
+        is_due = first and self.now.step > 0 and time.monotonic() - self._saved_s >= self._job.hyper.checkpoint_every_s
         loss, stop, elapsed_s, due = self._ranks.sum(
             float(self._window_loss), float(told_to_stop), elapsed_s if first else 0.0, float(is_due)
         )

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Protocol, Self
 
 from filmloop.core.documents import HoldoutPolicy
 from filmloop.core.errors import DataError
@@ -27,20 +27,48 @@ _UNASKED_S = 3.0
 """A bundle that nobody has asked for yet may take so long to score once somebody has asked for others."""
 
 
+class Child(Protocol):
+    """A process under way: `subprocess.Popen`, or one with its methods."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal; None as long as nobody has asked since it ended."""
+
+    @property
+    def stdin(self) -> IO[str] | None:
+        """Its standard input."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> object:
+        """Give it the rest of its input, and wait for its end. Raises subprocess.TimeoutExpired."""
+
+
+WarmStart = Callable[[str, Sequence[str], int], Child | None]
+"""Starts a module with these arguments, its output to that descriptor."""
+
+
 class Scorer:
     """The process; what it finds is asked for later. Used as a context, which ends it.
 
     Args:
         folder: To work in; emptied before and gone afterwards.
         deadline_s: For reading, and for scoring.
+        warm: Starts a module in a process that has loaded what it needs; None if that cannot be had now.
         argv: What to run instead of this module, for tests.
     """
 
-    def __init__(self, folder: Path, *, deadline_s: float, argv: tuple[str, ...] = ()) -> None:
-        self._folder, self._deadline_s = folder, deadline_s
+    def __init__(
+        self, folder: Path, *, deadline_s: float, warm: WarmStart | None = None, argv: tuple[str, ...] = ()
+    ) -> None:
+        self._folder, self._deadline_s, self._warm = folder, deadline_s, warm
         self._argv = argv or (sys.executable, "-m", scoring.__name__)
         self._task: Task | None = None
-        self._child: subprocess.Popen[str] | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -54,11 +82,13 @@ class Scorer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def load(self) -> None:
-        """Start the process; it loads what it needs while the caller finds out which shards there are.
+        """Start the process unless it is there; it loads what it needs while the caller finds out which shards there are.
 
         Raises:
             TransientError: the disk refuses.
         """
+        if self._child is not None:
+            return
         with disk_errors(self._folder):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
@@ -83,8 +113,7 @@ class Scorer:
         Raises:
             TransientError: the disk refuses.
         """
-        if self._child is None:
-            self.load()
+        self.load()
         early = {version: str(folder) for version, folder in (likely or {}).items()}
         self._task = Task(manifests=tuple(map(str, manifests)), policy=policy, most=most, likely=early)
         self._give_task()
@@ -144,7 +173,7 @@ class Scorer:
             (self._folder / SCORES).unlink(missing_ok=True)
         return scores
 
-    def _tell(self, child: subprocess.Popen[str], asked: str, end_s: float) -> None:
+    def _tell(self, child: Child, asked: str, end_s: float) -> None:
         """Wait for its end; one that is still busy with what nobody asked for gets a short time to hear.
 
         Raises:
@@ -171,9 +200,10 @@ class Scorer:
             self._child.stdin.write("\n")
             self._child.stdin.flush()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> Child:
         with disk_errors(self._folder), (self._folder / SAID).open("wb") as said:
-            return subprocess.Popen(
+            warm = self._warm and self._warm(scoring.__name__, [str(self._folder)], said.fileno())
+            return warm or subprocess.Popen(
                 [*self._argv, str(self._folder)], stdin=subprocess.PIPE, stdout=said, stderr=said, text=True
             )
 

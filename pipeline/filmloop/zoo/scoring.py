@@ -2,7 +2,7 @@
 
 A network that crashes its runtime, or takes for ever, ends that process and not the cycle; and zarr is loaded and frames
 are read while the cycle loads its registry client. ONNX Runtime is up in 0.3 s; torch, which takes two, is loaded for a
-bundle without an ONNX file only. Until it is told what to score, it scores what is likely to be asked for, on one core.
+bundle without an ONNX file only. Until it is told what to score, it scores what is likely to be asked for.
 
     standard input        a line end, once the task is there
     FOLDER/task.json      which shards, which frames of them, and which bundles are likely
@@ -20,7 +20,9 @@ import math
 import os
 import select
 import sys
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -74,8 +76,7 @@ def main(folder: Path) -> int:
     """Read the frames of the task in `folder`, then score every bundle that standard input names; the exit code."""
     from filmloop.zoo.frames import newest_frames
 
-    with suppress(ImportError):
-        import_module("onnxruntime")
+    threading.Thread(target=_load_runtime, daemon=True).start()  # while it waits, or reads
     if not os.read(sys.stdin.fileno(), 1):
         return 0  # the caller is gone, or needs nothing
     task = Task.read(folder / TASK)
@@ -105,17 +106,26 @@ def main(folder: Path) -> int:
     return 0
 
 
+def _load_runtime() -> None:
+    with suppress(ImportError):
+        import_module("onnxruntime")
+
+
 def _unasked(likely: Mapping[str, str], holdout: Holdout) -> dict[str, npt.NDArray[np.float64]]:
     """NLL of each frame, by digest of the bundle, of those that are whole; until somebody asks.
 
     A bundle is known by its digest here: what lies in its folder when it is asked for may be another one.
     """
-    found = {}
-    for bundle in map(Path, likely.values()):
+    found: dict[str, npt.NDArray[np.float64]] = {}
+
+    def score(bundle: str) -> None:
         if select.select([sys.stdin], [], [], 0)[0]:
-            break
+            return
         with suppress(Exception):  # if it is asked for, what is wrong with it is told then
-            found[verify_bundle(bundle).bundle_digest()] = holdout.scores(rate_of(bundle, threads=1))
+            found[verify_bundle(Path(bundle)).bundle_digest()] = holdout.scores(rate_of(Path(bundle), threads=1))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(score, likely.values()))
     return found
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from filmloop.core import poisson
 from filmloop.core.poisson import RATE_FLOOR, bootstrap_mean, poisson_nll, thin_by_hash
 
 FRAMES = 2000
@@ -75,6 +76,14 @@ def test_the_bootstrap_interval_is_the_normal_one_for_many_frames() -> None:
     assert low == pytest.approx(values.mean() - 1.96 * sigma, abs=0.2 * sigma)
     assert high == pytest.approx(values.mean() + 1.96 * sigma, abs=0.2 * sigma)
     assert bootstrap_mean(values) == (low, high), "same values, same interval"
+
+
+def test_the_bootstrap_of_few_frames_is_that_of_many_with_its_draws_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).normal(300.0, 40.0, 700)
+    kept = bootstrap_mean(values)
+    monkeypatch.setattr(poisson, "_KEPT_DRAWS", 0)
+    assert bootstrap_mean(values) == pytest.approx(kept, rel=1e-6)
+    assert bootstrap_mean(values[::-1])[0] != bootstrap_mean(values)[0], "it is drawn by number"
 
 
 def test_the_bootstrap_of_nothing_is_not_a_number() -> None:

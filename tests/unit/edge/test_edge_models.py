@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from filmloop import bundle as names
+from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
 from filmloop.core.documents import ModelChoice, TrainResult, VersionInfo
 from filmloop.core.errors import ConfigError, TransientError, VerificationError
@@ -22,6 +23,7 @@ from filmloop.edge.news import News
 from filmloop.edge.runtimes import candidates
 from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import CHAMPION
+from filmloop.shipping import keep_bundle
 from filmloop.testing.bundles import seal_bundle
 from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
 from filmloop.testing.fakes import MemoryRegistry
@@ -236,6 +238,37 @@ def test_going_back_to_a_kept_version_needs_no_download(tmp_path, home, registry
     registry.set_alias(CHAMPION, first)
     watcher.look()
     assert offer.take().runtime.version == first
+
+
+def kept_by_a_cycle(tmp_path, home, registry, seed):
+    bundle = bundle_of(tmp_path, seed)
+    version = register(registry, bundle)
+    keep_bundle(home, registry.model, version, bundle)
+    return version, home.weights / registry.model / version
+
+
+def test_what_a_cycle_on_this_machine_keeps_needs_no_download_and_outlives_it(tmp_path, home, registry, monkeypatch):
+    watcher, offer, _ = watching(home, registry)
+    version, kept = kept_by_a_cycle(tmp_path, home, registry, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "download", None)
+        watcher.look()
+    assert offer.take().runtime.version == version
+    shutil.rmtree(kept)
+    assert verify_bundle(home.edge_models / version).bundle_digest() == registry.get(version).bundle_digest
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, drop_a_file])
+def test_what_a_cycle_keeps_and_is_damaged_comes_from_the_registry(tmp_path, home, registry, damage):
+    watcher, offer, news = watching(home, registry)
+    version, kept = kept_by_a_cycle(tmp_path, home, registry, 1)
+    shutil.copytree(kept, aside := tmp_path / "aside")  # the kept files share their inodes with the registered ones
+    shutil.rmtree(kept)
+    shutil.copytree(aside, kept)
+    damage(kept)
+    watcher.look()
+    assert offer.take().runtime.version == version
+    assert news.swaps_refused == 0
 
 
 def test_a_kept_bundle_that_was_damaged_is_fetched_again(tmp_path, home, registry):

@@ -2,7 +2,8 @@
 
 Listens on the Unix socket FOLDER/socket, in a folder that only its user may enter. A request names a run folder and brings the
 lock on its file `alive`, as a supervisor that is started cold inherits it. The supervisor is no child of the worker for
-long: jobs live on when the worker ends, and the worker may be killed at any time.
+long: jobs live on when the worker ends, and the worker may be killed at any time. Or it names a module that the caller
+needs beside itself and would wait for: it is forked with what is loaded here (`adapters.local.keeper`).
 
 It begins itself anew when a file that it has loaded was changed, or after `max_jobs`; it ends when nothing was asked of it for
 `idle_s`, when its folder is gone, or for a caller with another installation of Python or filmloop.
@@ -11,19 +12,21 @@ It begins itself anew when a file that it has loaded was changed, or after `max_
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filmloop.adapters.local.held import hold
+from filmloop.adapters.local.keeper import keep
 from filmloop.adapters.local.mark import BLANK, Markable
 from filmloop.adapters.local.runfolder import LOG, Launch
 from filmloop.adapters.local.stamps import Stamps
@@ -68,6 +71,7 @@ class Worker:
         self._began_utc, began_ns = utc_now(), time.time_ns()
         self._installation = Installation.here()
         self._mark = Markable()
+        importlib.import_module("filmloop.zoo.frames")  # for `filmloop.zoo.scoring`; ONNX Runtime would start a thread
         warm.load()
         self._stamps = Stamps(began_ns, known=former.known if former else "")
         self._problem = warm.why_not() or ("" if self._mark.mark(BLANK) else "its processes cannot be marked")
@@ -130,27 +134,19 @@ class Worker:
             send(line, {"refused": self._problem})
             return None
         send(line, {"takes": True})
-        _, fds = receive(line, max_fds=1)
+        _, fds = receive(line, max_fds=2)
         try:
-            self._fork_supervisor(line, request, fds[0])
+            if request["ask"] == "module":
+                stdin, output = fds
+                _fork_away(lambda: _keeper(line, request, stdin, output))
+                return None
+            (lock,) = fds
+            _fork_away(lambda: self._supervisor(line, request, lock))
         finally:
             for fd in fds:
                 os.close(fd)
         self.jobs += 1
         return _anew(f"it has had {self.jobs} jobs") if self.jobs >= self._max_jobs else None
-
-    def _fork_supervisor(self, line: socket.socket, request: Mapping[str, Any], lock: int) -> None:
-        """Two forks: the supervisor belongs to init, and the worker has no child to wait for."""
-        between = os.fork()
-        if between:
-            os.waitpid(between, 0)
-            return
-        try:
-            if os.fork():
-                os._exit(0)
-        except OSError:
-            os._exit(1)  # never back into `serve`: there would be two workers
-        run_child(lambda: self._supervisor(line, request, lock))
 
     def _supervisor(self, line: socket.socket, request: Mapping[str, Any], lock: int) -> None:
         folder = Path(request["run_folder"])
@@ -182,11 +178,37 @@ class Worker:
         return fork(agent)
 
 
+def _fork_away(work: Callable[[], None]) -> None:
+    """Two forks: what does `work` belongs to init, and the worker has no child to wait for."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        os._exit(1)  # never back into `serve`: there would be two workers
+    run_child(work)
+
+
+def _keeper(line: socket.socket, request: Mapping[str, Any], stdin: int, output: int) -> None:
+    os.setsid()
+    close_inherited(line.fileno(), stdin, output)
+    _become(request)
+    keep(line, request["module"], request["args"], stdin, output)
+
+
 def _move_in(request: Mapping[str, Any], folder: Path) -> None:
-    """Become what the caller would have started: its environment, its folder, the run's log."""
+    """Become what the caller would have started, and write into the run's log."""
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    _become(request)
+
+
+def _become(request: Mapping[str, Any]) -> None:
+    """Take the caller's environment, folder, cores and umask."""
     os.environ.clear()
     os.environ.update(request["environ"])
     os.umask(request["umask"])

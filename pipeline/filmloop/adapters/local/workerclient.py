@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filmloop.adapters.local.held import is_held
 from filmloop.adapters.local.mark import BLANK, TOKEN
+from filmloop.adapters.local.warmchild import WarmChild
 from filmloop.adapters.local.workerline import (
     LOCK,
     SOCKET,
@@ -30,6 +31,7 @@ from filmloop.core.fsio import disk_errors
 from filmloop.core.retry import wait_until
 
 _STATUS_S = 1.0
+_AT_ONCE_S = 0.2
 _PAUSE_S = 0.02
 _SPAWN_S = 30.0
 _SPAWNS = 3
@@ -74,6 +76,42 @@ class WarmWorker:
             return self._hand_over(run_folder, lock)
         except FilmloopError as exc:
             return exc.message
+
+    def start_module(self, module: str, args: Sequence[str], output: int) -> WarmChild | None:
+        """Run a module in a process that the worker forks; it dies with this one.
+
+        Args:
+            module: As for `python -m`.
+            args: Its arguments.
+            output: Descriptor that takes its standard output and error.
+
+        Returns:
+            The process; None if no worker is ready to fork it at once.
+        """
+        try:
+            private_folder(self.folder)
+        except FilmloopError:
+            return None
+        if not is_held(self.folder / LOCK):
+            return None
+        stdin, ours = os.pipe()
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._connect(line, _AT_ONCE_S)
+            send(line, {"ask": "module", "module": module, "args": list(args), **_place()})
+            if "takes" not in receive(line)[0]:
+                raise EOFError("it cannot now")
+            line.settimeout(_STATUS_S)
+            send(line, {"ask": "begin"}, [stdin, output])
+            pid = int(receive(line)[0]["pid"])
+            line.settimeout(None)
+        except (OSError, EOFError, ValueError, KeyError):
+            line.close()
+            os.close(ours)
+            return None
+        finally:
+            os.close(stdin)
+        return WarmChild(line, pid, open(ours, "w", encoding="utf-8"))
 
     def status(self) -> dict[str, Any]:
         """`state` is `none`, `starting` or `ready`; the last with `pid`, `since_utc`, `jobs` and `rss_mb`."""
@@ -121,7 +159,7 @@ class WarmWorker:
                 spawns += 1
             try:
                 with self._line(left_s) as line:
-                    send(line, _request(run_folder))
+                    send(line, {"ask": "run", "run_folder": str(run_folder), **_place()})
                     answer, _ = receive(line)
                     if "takes" in answer:
                         # Only now: a lock in the queue of a worker that hangs would look like a job that runs.
@@ -149,10 +187,13 @@ class WarmWorker:
     @contextmanager
     def _line(self, timeout_s: float) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(timeout_s)
-            with at(self.folder) as here:
-                line.connect(f"{here}/{SOCKET}")
+            self._connect(line, timeout_s)
             yield line
+
+    def _connect(self, line: socket.socket, timeout_s: float) -> None:
+        line.settimeout(timeout_s)
+        with at(self.folder) as here:
+            line.connect(f"{here}/{SOCKET}")
 
     def _pid(self) -> int | None:
         """Who listens, by the word of the kernel: a worker that loads does not answer yet."""
@@ -203,10 +244,9 @@ class WarmWorker:
         os.execve(sys.executable, self.command(), {**os.environ, **_SINGLE, TOKEN: BLANK})
 
 
-def _request(run_folder: Path) -> dict[str, Any]:
+def _place() -> dict[str, Any]:
+    """What a process that we start would inherit."""
     return {
-        "ask": "run",
-        "run_folder": str(run_folder),
         "installation": Installation.here().as_json(),
         "environ": dict(os.environ),
         "cwd": os.getcwd(),

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -266,15 +267,17 @@ class MlflowRegistry:
         from mlflow.entities import Metric, Param, RunTag
 
         run_id = run.info.run_id
-        self._client.log_artifacts(run_id, str(bundle), _FOLDER)
         # A repeated metric is stored once only if its time is the same too.
         time_ms = int(run.info.start_time)
         values = [Metric(name, value, time_ms, result.steps) for name, value in metrics.items()]
         values += [Metric(name, value, time_ms, step) for name, value, step in curve_metrics(bundle)]
         params = [Param(name, str(value)) for name, value in hyper_params(bundle, result).items()]
-        self._client.log_batch(run_id, params=params[:100])
-        for start in range(0, len(values), _BATCH):
-            self._client.log_batch(run_id, metrics=values[start : start + _BATCH])
+        with ThreadPoolExecutor(1, "artifacts") as beside:
+            stored = beside.submit(self._client.log_artifacts, run_id, str(bundle), _FOLDER)
+            self._client.log_batch(run_id, params=params[:100])
+            for start in range(0, len(values), _BATCH):
+                self._client.log_batch(run_id, metrics=values[start : start + _BATCH])
+            stored.result()
         self._client.set_terminated(run_id)
         self._client.log_batch(run_id, tags=[RunTag(_STORED_TAG, result.bundle_digest())])
 
@@ -297,24 +300,33 @@ class MlflowRegistry:
             "filmloop.config_digest": result.config_digest,
             **lineage_tags(result.lineage),
         }
-        self._need_model()
-        return self._client.create_model_version(
-            self.model,
-            f"{run.info.artifact_uri}/{_FOLDER}",
-            run.info.run_id,
-            tags={**tags, **own},
-            description=description[:_DESCRIPTION_CHARS],
-            await_creation_for=0,
-        )
 
-    def _need_model(self) -> None:
+        def make() -> ModelVersion:
+            return self._client.create_model_version(
+                self.model,
+                f"{run.info.artifact_uri}/{_FOLDER}",
+                run.info.run_id,
+                tags={**tags, **own},
+                description=description[:_DESCRIPTION_CHARS],
+                await_creation_for=0,
+            )
+
+        try:
+            return make()
+        except Exception as exc:
+            if not is_absent(exc):
+                raise
+        self._make_model()
+        return make()
+
+    def _make_model(self) -> None:
         from mlflow.exceptions import RestException
 
         try:
             self._client.create_registered_model(
                 self.model, description="Kept fresh by filmloop; `champion` is what the edge serves."
             )
-        except RestException as exc:
+        except RestException as exc:  # another site was quicker
             if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
