@@ -22,15 +22,17 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _LONG = 120
 """Characters of a tag that are shown."""
+_log = logging.getLogger(__name__)
 _SPINNER = 2
 """Characters that a live line begins with."""
 
 
 def set_up_logs(*, quiet: bool = False) -> None:
     """Logs to stderr: everything with FILMLOOP_LOG=debug or info, else warnings (`quiet`) or what a service says."""
-    named = os.environ.get("FILMLOOP_LOG", "").upper()
-    level = logging.getLevelNamesMapping().get(named, logging.WARNING if quiet else logging.INFO)
-    log.configure(level=level)
+    named, levels = os.environ.get("FILMLOOP_LOG", ""), logging.getLevelNamesMapping()
+    log.configure(level=levels.get(named.upper(), logging.WARNING if quiet else logging.INFO))
+    if named and named.upper() not in levels:
+        _log.warning("FILMLOOP_LOG=%s is no level and changes nothing; debug, info, warning and error are.", named)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -16,6 +16,8 @@ from filmloop.drift.report import DriftReport
 from filmloop.ledger import DAMAGED, Ledger
 from filmloop.ports.registry import CHAMPION
 
+_WANTS_LOGIN = (401, 403)
+
 
 def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
     """Show the champion, the edge, the last cycle, the shards, the warm worker and the registry."""
@@ -107,20 +109,23 @@ def _shards(site: Site, ledger: Ledger) -> dict[str, Any]:
 
 
 def _registry(site: Site) -> dict[str, Any]:
+    uri, model = site.config.registry.uri, site.config.registered_model
+    problem = _problem_of(uri) if uri else ""
+    if not uri:
+        uri = _own_server(site)
+        problem = "" if uri else "not running; `filmloop registry start` starts it"
+    page = "" if problem else f"{uri}/#/models/{model}"
+    return {"uri": uri, "alive": not problem, "model": model, "page": page, "problem": problem}
+
+
+def _own_server(site: Site) -> str:
+    from filmloop.adapters.mlflow.server import find_server
     from filmloop.core.errors import FilmloopError
 
-    uri = site.config.registry.uri
     try:
-        if not uri:
-            from filmloop.adapters.mlflow.server import find_server
-
-            uri = find_server(site.home, site.config.registry) or ""
-        elif not _answers(uri):
-            return {"uri": uri, "alive": False, "model": site.config.registered_model, "page": ""}
+        return find_server(site.home, site.config.registry) or ""
     except FilmloopError:
-        uri = ""
-    page = f"{uri}/#/models/{site.config.registered_model}" if uri else ""
-    return {"uri": uri, "alive": bool(uri), "model": site.config.registered_model, "page": page}
+        return ""
 
 
 def _worker(site: Site) -> dict[str, Any]:
@@ -132,12 +137,17 @@ def _worker(site: Site) -> dict[str, Any]:
     return {"warm": launcher.kind == "local" and launcher.warm, "alive": is_held(site.home.worker / LOCK)}
 
 
-def _answers(uri: str) -> bool:
+def _problem_of(uri: str) -> str:
+    """Why a registry of the site's own does not say that it is well; '' if it does. One look, without a login."""
     try:
         with urllib.request.urlopen(f"{uri}/health", timeout=1.0):
-            return True
+            return ""
+    except urllib.error.HTTPError as exc:
+        if exc.code in _WANTS_LOGIN:
+            return f"{uri} answers and wants a login; `filmloop site check` tries yours"
+        return f"{uri} answers with HTTP status {exc.code}; `filmloop site check` says more"
     except (urllib.error.URLError, OSError, ValueError):
-        return False
+        return f"{uri} does not answer; `filmloop site check` says more"
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -177,4 +187,4 @@ def _print(found: dict[str, Any]) -> None:
     if found["worker"]["warm"]:
         alive = "ready for the next job" if found["worker"]["alive"] else "none; `filmloop retrain` starts one"
         out.print(f"worker    {alive}", markup=False)
-    out.print(f"registry  {registry['page'] or 'not running; `filmloop registry start` starts it'}", markup=False)
+    out.print(f"registry  {registry['page'] or registry['problem']}", markup=False)
