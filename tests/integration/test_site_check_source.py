@@ -45,6 +45,15 @@ def test_a_detector_that_sends_is_well(check: Check, tmp_path: Path) -> None:
     assert (found.state, found.detail) == ("ok", "stream 'zeromq' delivers frames of (16, 128)")
 
 
+def test_a_sender_whose_name_is_not_known_is_told_of_by_name(check: Check) -> None:
+    found = check("zeromq:tcp://no-such-detector.invalid:5555")
+    assert found.state == "fail"
+    assert "the name 'no-such-detector.invalid' is not known here" in found.detail
+    address = check("zeromq:tcp://127.0.0.1:9")
+    assert address.state == "fail"
+    assert "not known" not in address.detail
+
+
 def test_frames_of_another_shape_are_a_failure_that_names_both(check: Check, tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/wire"
     with sending(endpoint, np.ones((1, 8, 8), np.uint8)):

@@ -58,7 +58,7 @@ class LiveSource(ABC):
         self._counts: Counter[str] = Counter()
         self._open = False
         self._heard_s = self._problem_s = 0.0
-        self._last_problem = ""
+        self._last_problem = self._why_silent = ""
         self._trouble, self._silence = Limited(_log), Limited(_log)
 
     def open(self, *, after: tuple[int, int] | None) -> None:
@@ -70,7 +70,7 @@ class LiveSource(ABC):
         """
         self.close()
         self._counts.clear()
-        self._last_problem, self._heard_s = "", time.monotonic()
+        self._last_problem, self._why_silent, self._heard_s = "", "", time.monotonic()
         self._connect()
         self._open = True
 
@@ -102,10 +102,12 @@ class LiveSource(ABC):
         silent_s = now_s - self._heard_s if self._open else 0.0
         alarms = []
         if silent_s > self._alarm_after_s:
-            alarms.append(f"No frame on {self.stream!r} for {silent_s:.0f} s.")
+            why = self._why_silent and f": {self._why_silent}"
+            alarms.append(f"No frame on {self.stream!r} for {silent_s:.0f} s{why}.")
         if self._last_problem and now_s - self._problem_s < ALARM_LASTS_S:
             alarms.append(f"{self.stream!r}: {self._last_problem}.")
-        return SourceProblems(**self._counts, silent_s=silent_s, last_problem=self._last_problem, alarms=tuple(alarms))
+        last = self._last_problem or self._why_silent
+        return SourceProblems(**self._counts, silent_s=silent_s, last_problem=last, alarms=tuple(alarms))
 
     @abstractmethod
     def _connect(self) -> None:
@@ -140,7 +142,7 @@ class LiveSource(ABC):
             self._problem("malformed_messages", 1, f"a message cannot be decoded: {exc!r}")
             return
         if blocks:
-            self._heard_s = time.monotonic()
+            self._heard_s, self._why_silent = time.monotonic(), ""
             self._silence.worked("frames on %r again", self.stream)
             self._waiting.extend(blocks)
 

@@ -5,6 +5,8 @@ Shape suffixes: N frames, C channels, E energy bins.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,8 @@ from filmloop.adapters.sources.live import LiveSource, Malformed
 from filmloop.config.sources import ZeroMqSource
 from filmloop.core.errors import ConfigError, TransientError
 from filmloop.core.types import BAD, MAX_RUN, FrameBlock
+
+_TCP = "tcp://"
 
 
 class ZeroMqFrameSource(LiveSource):
@@ -61,14 +65,14 @@ class ZeroMqFrameSource(LiveSource):
     def _connect(self) -> None:
         section = self._section
         self._context = zmq.Context()
-        self._socket = socket = self._context.socket(zmq.PULL)
-        socket.setsockopt(zmq.RCVHWM, section.queue_messages)
+        self._socket = pull = self._context.socket(zmq.PULL)
+        pull.setsockopt(zmq.RCVHWM, section.queue_messages)
         # A part beyond it never gets memory: ZeroMQ hangs up on its sender.
-        socket.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
-        self._watch = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        pull.setsockopt(zmq.MAXMSGSIZE, self._max_bytes)
+        self._watch = pull.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         for endpoint in section.endpoints:
             try:
-                (socket.bind if section.role == "bind" else socket.connect)(endpoint)
+                (pull.bind if section.role == "bind" else pull.connect)(endpoint)
                 if section.role == "bind" and (path := Path(endpoint.removeprefix("ipc://"))).is_socket():
                     self._files.append((path, path.stat().st_ino))
             except zmq.ZMQError as exc:
@@ -78,6 +82,20 @@ class ZeroMqFrameSource(LiveSource):
                     f"Cannot {section.role} {endpoint}: {exc}.",
                     hint="Mend [source] endpoints and role: connect to a sender that listens, or bind an address of ours.",
                 ) from exc
+
+        if section.role == "connect":
+            threading.Thread(target=self._look_names_up, name="zmq-names", daemon=True).start()
+
+    def _look_names_up(self) -> None:
+        """ZeroMQ goes on for ever trying to reach a name that there is not, and says nothing. Beside it: this may take seconds."""
+        for endpoint in self._section.endpoints:
+            if not endpoint.startswith(_TCP):
+                continue
+            host = endpoint.removeprefix(_TCP).rpartition(";")[2].rpartition(":")[0].strip("[]")
+            try:
+                socket.getaddrinfo(host, None)
+            except (OSError, UnicodeError) as exc:
+                self._why_silent = f"the name {host!r} is not known here ({getattr(exc, 'strerror', None) or exc})"
 
     def _receive(self, timeout_s: float) -> Sequence[FrameBlock]:
         assert self._socket is not None
