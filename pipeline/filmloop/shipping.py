@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filmloop.bundle import verify_bundle
 from filmloop.config.paths import Home
-from filmloop.core.documents import FileDigest, ShardRef, VersionInfo
+from filmloop.core.documents import FileDigest, ShardRef
 from filmloop.core.errors import CancelledError, DataError, FilmloopError, TransientError, VerificationError
 from filmloop.core.fsio import PART_SUFFIX, disk_errors, publish_dir, try_lock
 from filmloop.core.retry import wait_until
@@ -94,10 +94,10 @@ def kept_bundles(home: Home, model: str) -> dict[str, Path]:
     return {}
 
 
-def local_bundle(home: Home, registry: Registry, version: str, *, info: VersionInfo | None = None) -> Path:
+def local_bundle(home: Home, registry: Registry, version: str, *, digest: str = "") -> Path:
     """The bundle of a registered version on this side, verified; downloaded unless it is here already.
 
-    `info` is what the registry says of it, for a caller who has asked.
+    `version` may be an alias; `digest` is the bundle's, for a caller who knows it and has the number.
 
     Of several processes that lack it one downloads, and the others wait for that: `filmloop models zoo` beside a cycle.
 
@@ -105,11 +105,13 @@ def local_bundle(home: Home, registry: Registry, version: str, *, info: VersionI
         DataError: no such version, or its bundle is not what was registered.
         TransientError: the registry is away, or another process has been downloading for minutes.
     """
-    info = info or registry.get(version)
-    if info is None:
-        raise not_there(registry, version)
-    folder = home.weights / registry.model / info.version
-    if _is_here(folder, info.bundle_digest):
+    if not digest:
+        info = registry.get(version)
+        if info is None:
+            raise not_there(registry, version)
+        version, digest = info.version, info.bundle_digest
+    folder = home.weights / registry.model / version
+    if _is_here(folder, digest):
         return folder
 
     def brought() -> bool | None:
@@ -117,9 +119,9 @@ def local_bundle(home: Home, registry: Registry, version: str, *, info: VersionI
         with try_lock(home.weights / f"{registry.model}.lock") as free:
             if not free:
                 return None
-            if not _is_here(folder, info.bundle_digest):
-                registry.download(info.version, folder)
-                verify_bundle(folder, digest=info.bundle_digest)
+            if not _is_here(folder, digest):
+                registry.download(version, folder)
+                verify_bundle(folder, digest=digest)
             return True
 
     hint = "Rerun: by then it is here."

@@ -40,9 +40,9 @@ class ArrivingRegistry:
         """See `Registry.get`."""
         return None if self._is_surely_empty() else self._arriving.result().get(version_or_alias)
 
-    def versions(self) -> list[VersionInfo]:
+    def versions(self, *, after: int = 0) -> list[VersionInfo]:
         """See `Registry.versions`."""
-        return [] if self._is_surely_empty() else self._arriving.result().versions()
+        return [] if self._is_surely_empty() else self._arriving.result().versions(after=after)
 
     def download(self, version: str, target: Path) -> Path:
         """See `Registry.download`."""

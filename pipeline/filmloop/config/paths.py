@@ -46,6 +46,11 @@ class Home:
         return self.root / "cycles"
 
     @property
+    def zoo(self) -> Path:
+        """What is known of the registry's versions, a file for each registered model; it may be deleted."""
+        return self.root / "zoo"
+
+    @property
     def recall(self) -> Path:
         """Where a cycle's look through former versions has its scores; gone afterwards."""
         return self.root / "recall"

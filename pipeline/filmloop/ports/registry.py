@@ -51,8 +51,8 @@ class Registry(Protocol):
             TransientError: the server is away.
         """
 
-    def versions(self) -> list[VersionInfo]:
-        """All versions, newest first.
+    def versions(self, *, after: int = 0) -> list[VersionInfo]:
+        """All versions with a number above `after`, newest first.
 
         Raises:
             TransientError: the server is away.

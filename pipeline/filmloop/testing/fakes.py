@@ -62,10 +62,10 @@ class MemoryRegistry:
         version = self.aliases.get(version_or_alias, version_or_alias)
         return self._with_aliases(version) if version in self._versions else None
 
-    def versions(self) -> list[VersionInfo]:
+    def versions(self, *, after: int = 0) -> list[VersionInfo]:
         """As the port says."""
         self._reach()
-        return [self._with_aliases(version) for version in reversed(self._versions)]
+        return [self._with_aliases(version) for version in reversed(self._versions) if int(version) > after]
 
     def download(self, version: str, target: Path) -> Path:
         """As the port says."""

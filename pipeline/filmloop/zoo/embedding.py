@@ -1,12 +1,13 @@
 """What frames look like, in some fifty numbers that need no label: the index of the zoo.
 
 Two sets of frames taken under the same conditions have nearly the same numbers, whatever shots they hold; what drifts
-shows in the number that is named after it. Shape suffixes: N frames, C channels, E energy bins.
+shows in the number that is named after it. Shape suffixes: N frames, C channels, E energy bins, K sets.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -83,29 +84,54 @@ def difference(a: DataEmbedding, b: DataEmbedding) -> dict[str, float]:
 
     Sets of other shapes are infinitely far apart.
     """
-    if a.scheme != b.scheme or len(a.share_C) != len(b.share_C) or a.energy_bins != b.energy_bins:
+    if not _compare(a, b):
         return {"frame shape": math.inf}
-    # A channel that is dead in one of them has no energy there to compare: its share tells.
-    share_C = np.minimum(a.share_C, b.share_C)
-    bin_scale = a.energy_bins / _BINS
-    apart = {
-        "intensity": abs(math.log(max(a.hits, 1e-9) / max(b.hits, 1e-9))),
-        "shot to shot": abs(a.spread - b.spread),
-        # Relative to an even share; a dead channel of 16 makes 0.26.
-        "channels": _rms(np.array(a.share_C) - np.array(b.share_C)) * len(share_C),
-        "energy": _mean_apart(a.centre_C, b.centre_C, share_C) / bin_scale,
-        "streaking": _mean_apart(a.width_C, b.width_C, share_C) / bin_scale,
-        "line width": abs(a.line - b.line) / bin_scale,
-    }
-    few = 1 / a.frames + 1 / b.frames
-    return {
-        name: value / math.hypot(_GROUPS[name][0], _GROUPS[name][1] * math.sqrt(few)) for name, value in apart.items()
-    }
+    return {name: float(apart_K[0]) for name, apart_K in _differences([a], b).items()}
 
 
 def distance(a: DataEmbedding, b: DataEmbedding) -> float:
     """All differences in one number, the square root of the sum of their squares."""
     return math.hypot(*difference(a, b).values())
+
+
+def distances(many: Sequence[DataEmbedding], other: DataEmbedding) -> npt.NDArray[np.float64]:
+    """`distance` of each of them, (K,), all at once: a thousand take 10 ms."""
+    apart_K = np.full(len(many), np.inf)
+    alike = [number for number, each in enumerate(many) if _compare(each, other)]
+    if alike:
+        apart = _differences([many[number] for number in alike], other)
+        apart_K[alike] = np.sqrt(np.square(list(apart.values())).sum(axis=0))
+    return apart_K
+
+
+def _compare(a: DataEmbedding, b: DataEmbedding) -> bool:
+    """Whether they are of one scheme and of frames of one shape."""
+    return a.scheme == b.scheme and len(a.share_C) == len(b.share_C) and a.energy_bins == b.energy_bins
+
+
+def _differences(many: Sequence[DataEmbedding], other: DataEmbedding) -> dict[str, npt.NDArray[np.float64]]:
+    """Of each of them from `other`, (K,), by what differs."""
+    frames_K, hits_K, spread_K, line_K = np.array([(e.frames, e.hits, e.spread, e.line) for e in many], np.float64).T
+    share_KC, centre_KC, width_KC = (
+        np.array([getattr(e, n) for e in many]) for n in ("share_C", "centre_C", "width_C")
+    )
+    # A channel that is dead in one of them has no energy there to compare: its share tells.
+    both_KC = np.minimum(share_KC, other.share_C)
+    bin_scale = other.energy_bins / _BINS
+    value_GK = {
+        "intensity": np.abs(np.log(np.maximum(hits_K, 1e-9) / max(other.hits, 1e-9))),
+        "shot to shot": np.abs(spread_K - other.spread),
+        # Relative to an even share; a dead channel of 16 makes 0.26.
+        "channels": np.sqrt(np.square(share_KC - other.share_C).mean(axis=1)) * len(other.share_C),
+        "energy": _mean_apart(centre_KC, other.centre_C, both_KC) / bin_scale,
+        "streaking": _mean_apart(width_KC, other.width_C, both_KC) / bin_scale,
+        "line width": np.abs(line_K - other.line) / bin_scale,
+    }
+    few_K = 1 / frames_K + 1 / other.frames
+    return {
+        name: value_K / np.hypot(_GROUPS[name][0], _GROUPS[name][1] * np.sqrt(few_K))
+        for name, value_K in value_GK.items()
+    }
 
 
 def _line_width(counts_NCE: npt.NDArray[np.uint8]) -> float:
@@ -128,14 +154,12 @@ def _line_width(counts_NCE: npt.NDArray[np.uint8]) -> float:
     return math.sqrt(max(float(excess_D @ apart_D**2), 0.0) / total / 2) if total > 0 else 0.0
 
 
-def _mean_apart(a_C: tuple[float, ...], b_C: tuple[float, ...], share_C: npt.NDArray[np.float64]) -> float:
+def _mean_apart(
+    a_KC: npt.NDArray[np.float64], b_C: tuple[float, ...], share_KC: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """Mean distance of two numbers a channel: channels without counts, which have no energy, weigh nothing."""
-    total = max(float(share_C.sum()), 1e-12)
-    return math.sqrt(float(share_C @ np.square(np.subtract(a_C, b_C))) / total)
-
-
-def _rms(values_C: npt.NDArray[np.float64]) -> float:
-    return math.sqrt(float(np.mean(np.square(values_C))))
+    total_K = np.maximum(share_KC.sum(axis=1), 1e-12)
+    return np.asarray(np.sqrt((share_KC * np.square(a_KC - b_C)).sum(axis=1) / total_K))
 
 
 def _short(value: float) -> float:

@@ -1,20 +1,19 @@
 """Which former versions are worth a score: the index over what each was trained on.
 
-The index is the registry itself. Every version carries the embedding of its frames in a tag, so that there is nothing to
-rebuild and nothing that could disagree; one that has none, from before there was a zoo, is looked at when its turn comes.
+The index is the registry itself: every version carries the embedding of its frames in a tag. One that has none, from
+before there was a zoo, is looked at when its turn comes. `filmloop.zoo.memory` keeps what was read of it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from pydantic import ValidationError
+import numpy as np
+from pydantic import Field, ValidationError
 
-from filmloop.config.schema import SiteConfig
-from filmloop.core.documents import AliasMove, VersionInfo
-from filmloop.zoo.embedding import DataEmbedding, distance
+from filmloop.core.documents import AliasMove, Document, VersionInfo
+from filmloop.zoo.embedding import DataEmbedding, distances
 
 DATA_TAG = "filmloop.data"
 """`DataEmbedding` of the fresh frames that a version was trained on, as JSON."""
@@ -24,17 +23,18 @@ RECALLED_TAG = "filmloop.recalled"
 """When and why a version was made champion again without training."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A version with what is known of the frames that it was trained on."""
+class Entry(Document):
+    """What the zoo has to know of a version before it looks at its bundle."""
 
-    info: VersionInfo
-    data: DataEmbedding | None
+    version: str = Field(pattern=r"^[0-9]+$")
+    bundle_digest: str = Field(description="of its bundle; '' where filmloop did not make it")
+    form: str = Field(description="of its network and its frames; '' where the tags do not tell")
+    data: DataEmbedding | None = Field(description="what its frames looked like; None where the tags do not tell")
 
-    @property
-    def version(self) -> str:
-        """Its number."""
-        return self.info.version
+    @classmethod
+    def of(cls, info: VersionInfo) -> Entry:
+        """Of what the registry says."""
+        return cls(version=info.version, bundle_digest=info.bundle_digest, form=_form_told(info), data=data_tag(info))
 
 
 def data_tag(info: VersionInfo) -> DataEmbedding | None:
@@ -46,48 +46,50 @@ def data_tag(info: VersionInfo) -> DataEmbedding | None:
 
 
 def nearest(
-    versions: Sequence[VersionInfo], data: DataEmbedding, *, champion: str, most: int, mistrusted: set[str]
+    entries: Sequence[Entry], data: DataEmbedding, *, champion: str, most: int, mistrusted: set[str]
 ) -> list[Entry]:
     """At most `most` versions to score, the champion first: with it the newest, and those trained on the most similar frames.
 
     Half of the places are for versions of which nothing is known yet, as long as there are any.
 
     Args:
-        versions: All of one form, newest first.
+        entries: All of one form, newest first.
         data: What the newest frames look like.
         champion: Its version, '' for none; it takes no place from the others.
         most: How many others.
         mistrusted: Left out.
     """
-    known = [Entry(info=info, data=data_tag(info)) for info in versions if info.bundle_digest]
-    first = [entry for entry in known if entry.version == champion]
-    others = [entry for entry in known if entry.version != champion and entry.version not in mistrusted]
+    made = [entry for entry in entries if entry.bundle_digest]
+    first = [entry for entry in made if entry.version == champion]
+    others = [entry for entry in made if entry.version != champion and entry.version not in mistrusted]
     chosen = others[:1]
     unknown = [entry for entry in others[1:] if entry.data is None]
-    similar = sorted(
-        ((distance(entry.data, data), number) for number, entry in enumerate(others[1:], 1) if entry.data is not None)
-    )
+    known = [(entry, entry.data) for entry in others[1:] if entry.data is not None]
+    apart_K = distances([embedding for _, embedding in known], data)
     places = max(0, most - len(chosen))
-    strangers = min(len(unknown), max(places // 2, places - len(similar)))
-    chosen += [others[number] for _distance, number in similar[: places - strangers]]
+    strangers = min(len(unknown), max(places // 2, places - len(known)))
+    chosen += [known[number][0] for number in np.argsort(apart_K, kind="stable")[: places - strangers]]
     chosen += unknown[:strangers]
     return first + chosen[:most]
 
 
-def same_form(info: VersionInfo, config: SiteConfig) -> bool:
-    """Whether the version's tags allow that it is a network of the configured form; its bundle has the last word."""
-    try:
-        told = json.loads(info.tags.get("filmloop.config", "{}"))
-        return _form(told) in (_form(config.as_json()), None)
-    except (ValueError, AttributeError):  # a person may have edited the tag
-        return True
+def form_of(config: Mapping[str, object]) -> str:
+    """The form of network and frames in a resolved configuration, as text that is the same for the same one; '' for none.
 
-
-def _form(config: Mapping[str, object]) -> tuple[object, ...] | None:
+    A version of another form is left alone; one whose tags tell no form may be of any, and its bundle has the last word.
+    """
     model, frame = config.get("model"), config.get("frame")
     if not isinstance(model, dict) or not isinstance(frame, dict):
-        return None
-    return model.get("name"), model.get("hyper"), frame.get("channels"), frame.get("energy_bins")
+        return ""
+    form = [model.get("name"), model.get("hyper"), frame.get("channels"), frame.get("energy_bins")]
+    return json.dumps(form, sort_keys=True)
+
+
+def _form_told(info: VersionInfo) -> str:
+    try:
+        return form_of(json.loads(info.tags.get("filmloop.config", "{}")))
+    except (ValueError, AttributeError):  # a person may have edited the tag
+        return ""
 
 
 def mistrusted(moves: Sequence[AliasMove]) -> set[str]:

@@ -36,7 +36,8 @@ from filmloop.promotion.gate import judge
 from filmloop.shipping import kept_bundles, local_bundle
 from filmloop.staging.catalog import SealedShard, sealed_shards
 from filmloop.zoo.embedding import DataEmbedding, difference, distance, embed
-from filmloop.zoo.index import DATA_TAG, Entry, mistrusted, nearest, same_form
+from filmloop.zoo.index import DATA_TAG, Entry, form_of, mistrusted, nearest
+from filmloop.zoo.memory import Memory
 from filmloop.zoo.scorer import Scorer
 from filmloop.zoo.seen import Seen
 
@@ -161,8 +162,28 @@ def look_back(
 def _look_back(
     parts: CycleParts, scorer: Scorer, seen: Seen, champion: str, *, tell: Callable[[str], None], remember: bool
 ) -> Recall:
+    memory = Memory(parts.home.zoo / f"{parts.registry.model}.jsonl", parts.registry, keep=remember)
+    found = _look_among(memory.entries(), memory, parts, scorer, seen, champion, tell=tell, remember=remember)
+    if found.base in ("", champion) or parts.registry.get(found.base) is not None:
+        return found
+    _log.info("version %s was remembered and is gone: the registry is asked for all of them", found.base)
+    memory.forget()
+    return _look_among(memory.entries(), memory, parts, scorer, seen, champion, tell=tell, remember=remember)
+
+
+def _look_among(
+    entries: Sequence[Entry],
+    memory: Memory,
+    parts: CycleParts,
+    scorer: Scorer,
+    seen: Seen,
+    champion: str,
+    *,
+    tell: Callable[[str], None],
+    remember: bool,
+) -> Recall:
     config = parts.config
-    animals, left_out = _animals(parts, seen.data, champion, remember=remember)
+    animals, left_out = _animals(entries, memory, parts, seen.data, champion, remember=remember)
     if not _others(animals, champion):
         why = "There is no former version beside the champion." if champion else "There is no former version."
         return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out})
@@ -298,21 +319,22 @@ def _gain(report: EvaluationReport, zero: EvaluationReport) -> tuple[float, floa
 
 
 def _animals(
-    parts: CycleParts, data: DataEmbedding, champion: str, *, remember: bool
+    known: Sequence[Entry], memory: Memory, parts: CycleParts, data: DataEmbedding, champion: str, *, remember: bool
 ) -> tuple[list[Animal], dict[str, str]]:
     """The versions worth a score, each with its verified bundle; and those that could not be had, with the reason."""
     config = parts.config
     form = ModelChoice(name=config.model.name, frame_shape=parts.frame_shape, hyper=config.model.hyper)
-    versions = [info for info in parts.registry.versions() if info.version == champion or same_form(info, config)]
+    told = form_of(config.as_json())
+    alike = [entry for entry in known if entry.version == champion or entry.form in (told, "")]
     moves = parts.ledger.moves(parts.registry.model, CHAMPION, limit=_WHOLE_HISTORY)
-    entries = nearest(versions, data, champion=champion, most=config.zoo.candidates, mistrusted=mistrusted(moves))
+    entries = nearest(alike, data, champion=champion, most=config.zoo.candidates, mistrusted=mistrusted(moves))
     animals: list[Animal] = []
     left_out: dict[str, str] = {}
     if not any(entry.version != champion for entry in entries):
         return animals, left_out
     for entry in entries:
         try:
-            animal = _animal(parts, entry, form, remember=remember)
+            animal = _animal(parts, memory, entry, form, remember=remember)
         except FilmloopError as exc:
             left_out[entry.version] = exc.message
             continue
@@ -321,8 +343,8 @@ def _animals(
     return animals, left_out
 
 
-def _animal(parts: CycleParts, entry: Entry, form: ModelChoice, *, remember: bool) -> Animal:
-    folder = local_bundle(parts.home, parts.registry, entry.version, info=entry.info)
+def _animal(parts: CycleParts, memory: Memory, entry: Entry, form: ModelChoice, *, remember: bool) -> Animal:
+    folder = local_bundle(parts.home, parts.registry, entry.version, digest=entry.bundle_digest)
     with suppress(OSError):
         os.utime(folder)  # housekeeping keeps what was used last
     result, reports = TrainResult.read(folder / RESULT), load_evaluation(folder).reports
@@ -336,6 +358,7 @@ def _animal(parts: CycleParts, entry: Entry, form: ModelChoice, *, remember: boo
         data = _data_of(parts, folder)
         if remember:
             parts.registry.annotate(entry.version, tags={DATA_TAG: data.model_dump_json()})
+            memory.learn(entry.model_copy(update={"data": data}))
     return Animal(
         version=entry.version, folder=folder, data=data, own=own, own_zero=own_zero, same_form=result.model == form,
         gain_corrected=TrainJob.read(folder / JOB).hyper.normalise_gain,

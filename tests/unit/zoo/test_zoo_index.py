@@ -10,7 +10,7 @@ import pytest
 from filmloop.config.loader import parse_site
 from filmloop.core.documents import AliasMove, VersionInfo
 from filmloop.zoo.embedding import DataEmbedding, embed
-from filmloop.zoo.index import DATA_TAG, data_tag, mistrusted, nearest, same_form
+from filmloop.zoo.index import DATA_TAG, Entry, data_tag, form_of, mistrusted, nearest
 
 NOW = embed(np.full((300, 4, 16), 2, np.uint8))
 
@@ -29,7 +29,9 @@ def version(number: int, hits: float | None = None) -> VersionInfo:
 def chosen(
     versions: list[VersionInfo], *, champion: str = "", most: int, mistrusted: set[str] | None = None
 ) -> list[str]:
-    found = nearest(versions, NOW, champion=champion, most=most, mistrusted=mistrusted or set())
+    found = nearest(
+        [Entry.of(info) for info in versions], NOW, champion=champion, most=most, mistrusted=mistrusted or set()
+    )
     return [entry.version for entry in found]
 
 
@@ -64,10 +66,11 @@ def test_another_form_is_seen_by_the_tags_alone() -> None:
     def tagged(text: str) -> VersionInfo:
         return version(1).model_copy(update={"tags": {"filmloop.config": text}})
 
-    assert same_form(tagged(json.dumps(config.as_json())), config)
-    assert not same_form(tagged(json.dumps(other.as_json())), config)
-    assert same_form(tagged("edited by hand"), config)
-    assert same_form(version(1), config)
+    own = form_of(config.as_json())
+    assert Entry.of(tagged(json.dumps(config.as_json()))).form == own != ""
+    assert Entry.of(tagged(json.dumps(other.as_json()))).form not in (own, "")
+    assert Entry.of(tagged("edited by hand")).form == ""
+    assert Entry.of(version(1)).form == ""
 
 
 def moves(*each: tuple[str, str, str]) -> list[AliasMove]:

@@ -65,6 +65,12 @@ class RegistryContract:
         listed = [(version.version, version.aliases) for version in registry.versions()]
         assert listed == [(new.version, (CHALLENGER,)), (old.version, (CHAMPION,))]
 
+    def test_versions_after_one_are_those_that_came_later(self, registry: Registry, tmp_path: Path) -> None:
+        """Whoever knows the old ones asks for the new ones alone."""
+        made = [int(_register(registry, tmp_path, f"c{seed}", seed=seed).version) for seed in range(3)]
+        assert [int(version.version) for version in registry.versions(after=made[0])] == [made[2], made[1]]
+        assert registry.versions(after=made[2]) == []
+
     def test_an_alias_follows_its_moves(self, registry: Registry, tmp_path: Path) -> None:
         """One version has it at a time."""
         old, new = _register(registry, tmp_path, "c1"), _register(registry, tmp_path, "c2", seed=1)
