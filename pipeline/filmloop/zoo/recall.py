@@ -163,16 +163,15 @@ def _look_back(
     parts: CycleParts, scorer: Scorer, seen: Seen, champion: str, *, tell: Callable[[str], None], remember: bool
 ) -> Recall:
     memory = Memory(parts.home.zoo / f"{parts.registry.model}.jsonl", parts.registry, keep=remember)
-    found = _look_among(memory.entries(), memory, parts, scorer, seen, champion, tell=tell, remember=remember)
+    found = _score_those_of(memory, parts, scorer, seen, champion, tell=tell, remember=remember)
     if found.base in ("", champion) or parts.registry.get(found.base) is not None:
         return found
     _log.info("version %s was remembered and is gone: the registry is asked for all of them", found.base)
     memory.forget()
-    return _look_among(memory.entries(), memory, parts, scorer, seen, champion, tell=tell, remember=remember)
+    return _score_those_of(memory, parts, scorer, seen, champion, tell=tell, remember=remember)
 
 
-def _look_among(
-    entries: Sequence[Entry],
+def _score_those_of(
     memory: Memory,
     parts: CycleParts,
     scorer: Scorer,
@@ -183,7 +182,7 @@ def _look_among(
     remember: bool,
 ) -> Recall:
     config = parts.config
-    animals, left_out = _animals(entries, memory, parts, seen.data, champion, remember=remember)
+    animals, left_out = _animals(memory, parts, seen.data, champion, remember=remember)
     if not _others(animals, champion):
         why = "There is no former version beside the champion." if champion else "There is no former version."
         return _unasked(champion, why, config.training).model_copy(update={"left_out": left_out})
@@ -319,13 +318,13 @@ def _gain(report: EvaluationReport, zero: EvaluationReport) -> tuple[float, floa
 
 
 def _animals(
-    known: Sequence[Entry], memory: Memory, parts: CycleParts, data: DataEmbedding, champion: str, *, remember: bool
+    memory: Memory, parts: CycleParts, data: DataEmbedding, champion: str, *, remember: bool
 ) -> tuple[list[Animal], dict[str, str]]:
     """The versions worth a score, each with its verified bundle; and those that could not be had, with the reason."""
     config = parts.config
     form = ModelChoice(name=config.model.name, frame_shape=parts.frame_shape, hyper=config.model.hyper)
     told = form_of(config.as_json())
-    alike = [entry for entry in known if entry.version == champion or entry.form in (told, "")]
+    alike = [entry for entry in memory.entries() if entry.version == champion or entry.form in (told, "")]
     moves = parts.ledger.moves(parts.registry.model, CHAMPION, limit=_WHOLE_HISTORY)
     entries = nearest(alike, data, champion=champion, most=config.zoo.candidates, mistrusted=mistrusted(moves))
     animals: list[Animal] = []
