@@ -8,10 +8,12 @@ import time
 
 from filmloop.bootstrap import Site, Tell, open_ledger
 from filmloop.core.clock import epoch_s
+from filmloop.core.counted import counted
 from filmloop.core.documents import CycleReport
 from filmloop.core.errors import FilmloopError, TransientError
 from filmloop.core.log import Limited
-from filmloop.local_loop import drift_seen, retrain_once
+from filmloop.edge.status import read_status
+from filmloop.local_loop import drift_seen, fresh_frames, retrain_once
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ class Watch:
     """One cycle for every alarm, and another one whenever `drift.rest_s` have passed and it lasts.
 
     A cycle that fails for a while is tried again after the same rest. The rest outlives a restart: it counts from the end of
-    the newest cycle in the journal, if that began after the alarm. What another cycle stood in the way of has no rest.
+    the newest cycle in the journal, if that began after the alarm. What another cycle stood in the way of has no rest, and
+    no cycle begins before there are frames enough for it: it would find nothing to do, and the drift would last that rest.
 
     Args:
         site: Its edge is the one that is watched.
@@ -34,7 +37,7 @@ class Watch:
     def __init__(self, site: Site, tell: Tell) -> None:
         self._site, self._tell = site, tell
         self._last: tuple[str, str] = ("", "")
-        self._again_s, self._was_busy = 0.0, False
+        self._again_s, self._was_busy, self._waits = 0.0, False, False
         self._trouble = Limited(_log)
 
     def run(self, stop: threading.Event) -> None:
@@ -60,8 +63,14 @@ class Watch:
             self._last, self._again_s = alarm, time.monotonic() + rest_s
         if alarm == self._last and time.monotonic() < self._again_s:
             return None
-        if alarm != self._last or not self._was_busy:
+        if not self._waits and (alarm != self._last or not self._was_busy):
             self._tell("drift", seen.in_words())
+        if missing := self._missing_frames():
+            if not self._waits:
+                self._tell("frames", f"a cycle begins with {counted(missing, 'more fresh frame')}")
+            self._waits = True
+            return None
+        self._waits = False
         self._last, self._again_s = alarm, time.monotonic() + self._site.config.drift.rest_s
         try:
             report = retrain_once(self._site, with_edge=False, tell=self._tell)
@@ -75,6 +84,15 @@ class Watch:
         rest_s, self._was_busy = self._site.config.drift.rest_s, report.outcome == "busy"
         self._again_s = time.monotonic() + (min(rest_s, _BUSY_S) if self._was_busy else rest_s)
         return report
+
+    def _missing_frames(self) -> int:
+        """Fresh frames that a new cycle would lack; one that was cut off has its own."""
+        status = read_status(self._site.home)
+        with open_ledger(self._site, read_only=True) as ledger:
+            if ledger.open_cycle() is not None:
+                return 0
+            have = fresh_frames(self._site, ledger) + (status.frames_open if status else 0)
+        return max(0, self._site.config.training.min_frames - have)
 
     def _left_to_rest_s(self, alarm_since_utc: str) -> float:
         """Of a rest that a former process began; 0 if there is none, or the clock was set back."""

@@ -29,7 +29,7 @@ def site_of(tmp_path, **drift):
 
 
 @contextmanager
-def edge(site, report, *, stream=None):
+def edge(site, report, *, stream=None, frames=10_000):
     """A living edge, so far as its lock and its status say."""
     site.home.edge.mkdir(parents=True, exist_ok=True)
     with only_edge(site.home):
@@ -41,6 +41,7 @@ def edge(site, report, *, stream=None):
             site="local",
             stream=stream or site.stream,
             drift=report,
+            frames_open=frames,
         )
         write_status(site.home, said)
         yield
@@ -116,6 +117,25 @@ def test_an_alarm_begins_one_cycle_and_another_one_after_the_rest(tmp_path, cycl
     with edge(site, DRIFTED):
         assert eager.look() is not None
         assert eager.look() is not None, "it lasts"
+
+
+def test_a_cycle_waits_for_frames_and_not_for_a_rest(tmp_path, cycles):
+    """It would find nothing to do, and rest."""
+    begun, _ = cycles
+    site, told = site_of(tmp_path, rest_s=1000.0), []
+    watch = watching.Watch(site, lambda step, text: told.append(text))
+    for frames in (0, 5_999):
+        with edge(site, DRIFTED, frames=frames):
+            assert watch.look() is None
+    assert len(told) == 2
+    assert told[1] == "a cycle begins with 6,000 more fresh frames"
+    with edge(site, DRIFTED, frames=6_000):
+        assert watch.look().outcome == "promoted"
+    assert (len(begun), len(told)) == (1, 2), "the drift was told of already"
+    with open_ledger(site) as ledger:
+        ledger.start_cycle()
+    with edge(site, DRIFTED.model_copy(update={"alarm_since_utc": "2026-01-02"}), frames=0):
+        assert watch.look() is not None, "one that was cut off has its frames"
 
 
 def test_trouble_that_passes_does_not_end_the_watch_and_other_trouble_does(tmp_path, cycles):
