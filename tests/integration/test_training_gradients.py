@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 _BEGINNING = """
-import json, os, pathlib, sys, time, torch
+import contextlib, json, os, pathlib, sys, time, torch
 import torch.distributed as dist
 from filmloop.core.errors import TransientError
 from filmloop.training import gradients, shared_rows
@@ -21,7 +21,6 @@ from filmloop.training.ranks import joined_ranks
 
 out, changed = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 rank = int(os.environ["RANK"])
-shared_rows._MEMORY = out / "memory"
 if changed.get("rank") == rank:
     setattr(shared_rows, changed["name"], eval(changed["value"]))
 shared, meet = [], shared_rows.SharedRows.meet
@@ -63,6 +62,11 @@ def main():
         found = {"calls": calls, "worst": worst, "are_shared": [bool(rows) for rows in shared]}
         found["sums"] = [ranks.sum(1.0 + rank, number, 0.1) for number in range(4)]
         found["long_sum"] = ranks.sum(*range(40))
+        links = []
+        for link in pathlib.Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # that of this listing
+                links.append(os.readlink(link))
+        found["open"] = sum("filmloop-rows" in link for link in links)
         found["is_the_same_on_each"] = all(torch.equal(one, bits) for one in everyones)
     (out / f"{rank}.json").write_text(json.dumps(found))
 
@@ -91,7 +95,6 @@ with joined_ranks() as ranks:
 
 def _ranks(folder: Path, script: str, ranks: int = 2, **changed: Any) -> list[dict[str, Any]]:
     """Run it under torchrun; what each rank found."""
-    (folder / "memory").mkdir()
     (folder / "ranks.py").write_text(_BEGINNING + script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
@@ -112,20 +115,20 @@ def test_ranks_of_one_host_average_in_memory_that_they_share(tmp_path: Path, ran
     assert len(found) == ranks
     for of_rank in found:
         assert of_rank["are_shared"] == [True, True], "sums and gradients"
+        assert of_rank["open"] == 2, "what maps it holds it: one for each"
         assert of_rank["is_the_same_on_each"]
         assert of_rank["sums"] == found[0]["sums"], "to the last bit"
         assert of_rank["sums"] == [pytest.approx([ranks * (ranks + 1) / 2, ranks * n, 0.1 * ranks]) for n in range(4)]
         assert of_rank["long_sum"] == [ranks * number for number in range(40)]
         assert of_rank["worst"] < 1e-6
         assert of_rank["calls"] == [1, 2, 3, 4, 5], "other work is done once in every backward pass"
-    assert not list((tmp_path / "memory").iterdir()), "its name is taken away"
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rank": 0, "name": "_MEMORY", "value": "pathlib.Path('/nowhere')"},
-        {"rank": 1, "name": "_mapped", "value": "lambda path, size, is_new: None"},
+        {"rank": 0, "name": "_new_memory", "value": "lambda size: None"},
+        {"rank": 1, "name": "_mapped", "value": "lambda path, size: None"},
         {
             "rank": 1,
             "name": "os",
@@ -136,12 +139,11 @@ def test_ranks_of_one_host_average_in_memory_that_they_share(tmp_path: Path, ran
 )
 def test_where_one_rank_cannot_all_average_by_messages(tmp_path: Path, changed: dict[str, Any]) -> None:
     for of_rank in _ranks(tmp_path, _AVERAGE, **changed):
-        assert of_rank["are_shared"] == [False, False]
+        assert (of_rank["are_shared"], of_rank["open"]) == ([False, False], 0)
         assert of_rank["is_the_same_on_each"]
         assert of_rank["sums"] == [pytest.approx([3.0, 2.0 * number, 0.2]) for number in range(4)]
         assert of_rank["worst"] < 1e-6
         assert of_rank["calls"] == [1, 2, 3, 4, 5]
-    assert not list((tmp_path / "memory").iterdir())
 
 
 def test_a_rank_that_ends_is_told_at_once(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ import os
 import platform
 import select
 import time
-import uuid
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -27,7 +25,6 @@ from filmloop.core.errors import TransientError
 
 TIMEOUT = timedelta(minutes=5)
 """Longest that a rank waits for the others; loading and hashing the shards is what may differ between them."""
-_MEMORY = Path("/dev/shm")
 _LINE = 8  # int64 of a cache line: no two ranks write to the same
 _NAP_S = 20e-6
 _SHORT_S = 2e-3
@@ -63,15 +60,15 @@ class SharedRows:
         # All on this host, and stores are seen in the order in which they were made: docs/decisions/0011.
         if ranks != int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or platform.machine() not in ("x86_64", "AMD64"):
             return None
-        box, size = [str(_MEMORY / f"filmloop-{uuid.uuid4().hex}")], cls.bytes_for(ranks, values, dtype)
-        memory = _mapped(box[0], size, is_new=True) if rank == 0 else None
+        size = cls.bytes_for(ranks, values, dtype)
+        fd = _new_memory(size) if rank == 0 else None
+        box = ["" if fd is None else f"/proc/{os.getpid()}/fd/{fd}"]
         dist.broadcast_object_list(box, src=0)
-        if rank != 0:
-            memory = _mapped(box[0], size, is_new=False)
+        memory = _mapped(box[0], size)
         rows = None if memory is None else cls(memory, rank, ranks, values, dtype)
         have_met = _all_can(rows is not None)
-        if rank == 0:
-            Path(box[0]).unlink(missing_ok=True)
+        if fd is not None:
+            os.close(fd)
         return rows if _all_can(have_met and rows is not None and rows._watch()) else None
 
     @staticmethod
@@ -126,14 +123,25 @@ class SharedRows:
         return True
 
 
-def _mapped(path: str, size: int, *, is_new: bool) -> mmap.mmap | None:
-    """Shared memory of this name; None if there is none, or not enough of it."""
+def _new_memory(size: int) -> int | None:
+    """Descriptor of so much memory, which has no name and is gone with the last process that has it; None for none."""
     with suppress(OSError):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600)
+        fd = os.memfd_create("filmloop-rows")
         try:
-            if is_new:
-                # Taken now: a page that is missing later would be a bus error.
-                os.posix_fallocate(fd, 0, size)
+            # Taken now: a page that is missing later would be a bus error.
+            os.posix_fallocate(fd, 0, size)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+    return None
+
+
+def _mapped(path: str, size: int) -> mmap.mmap | None:
+    """The memory that a rank has open under this path; None if it cannot be had."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
             return mmap.mmap(fd, size)
         finally:
             os.close(fd)
