@@ -57,6 +57,7 @@ class Watch:
         """
         seen = drift_seen(self._site)
         if seen is None or not seen.needs_training:
+            self._waits = False
             return None
         alarm = (seen.version, seen.alarm_since_utc)
         if not any(self._last) and (rest_s := self._left_to_rest_s(seen.alarm_since_utc)) > 0:

@@ -26,7 +26,9 @@ SOURCE = """
 import os, sys, time
 print(sys.argv[1:], os.getcwd(), os.environ.get("OF_THE_CALLER"), "torch" in sys.modules, flush=True)
 print(sys.stdin.read(), file=sys.stderr)
-time.sleep(600) if sys.argv[1] == "sleep" else sys.exit(int(sys.argv[1]))
+if sys.argv[1] == "sleep":
+    time.sleep(600)  # until it is killed
+sys.exit(int(sys.argv[1]))
 """
 
 

@@ -129,9 +129,14 @@ def test_a_cycle_waits_for_frames_and_not_for_a_rest(tmp_path, cycles):
             assert watch.look() is None
     assert len(told) == 2
     assert told[1] == "a cycle begins with 6,000 more fresh frames"
+    with edge(site, QUIET, frames=0):
+        assert watch.look() is None
+    with edge(site, DRIFTED, frames=5_000):
+        assert watch.look() is None
+    assert told[2:] == [told[0], "a cycle begins with 1,000 more fresh frames"], "another alarm is told of, too"
     with edge(site, DRIFTED, frames=6_000):
         assert watch.look().outcome == "promoted"
-    assert (len(begun), len(told)) == (1, 2), "the drift was told of already"
+    assert (len(begun), len(told)) == (1, 4), "the drift was told of already"
     with open_ledger(site) as ledger:
         ledger.start_cycle()
     with edge(site, DRIFTED.model_copy(update={"alarm_since_utc": "2026-01-02"}), frames=0):

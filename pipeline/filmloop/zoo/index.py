@@ -36,6 +36,10 @@ class Entry(Document):
         """Of what the registry says."""
         return cls(version=info.version, bundle_digest=info.bundle_digest, form=_form_told(info), data=data_tag(info))
 
+    def is_same(self, other: Entry) -> bool:
+        """Whether it is the same version with the same bundle; a number may be given anew after its version was deleted."""
+        return (self.version, self.bundle_digest) == (other.version, other.bundle_digest)
+
 
 def data_tag(info: VersionInfo) -> DataEmbedding | None:
     """The embedding that the registry knows; None for none that this filmloop reads."""

@@ -1,8 +1,9 @@
 """What this machine knows of a registry's versions, so that a cycle asks for those alone that are new.
 
 To list thousands of versions takes a registry seconds, and what the zoo has to know of one never changes. So each is
-kept as a line of JSON. The registry is the index all the same: the file is begun anew where it is not of this
-registry, or damaged, or names a version that is gone, and may be deleted at any time.
+kept as a line of JSON. The registry is the index all the same: the newest version that is known is looked at again, and
+where it is gone or another one, as in a registry that was begun anew at the same address, nothing else that is known
+counts. So it is with a file of another registry or a damaged one; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ class Memory:
             TransientError: the registry is away.
         """
         known = self._read()
-        new = [Entry.of(info) for info in self._registry.versions(after=max(known, default=0))]
+        newest = max(known, default=0)
+        new = self._after(max(newest - 1, 0))
+        if newest and not (new and new[-1].is_same(known[newest])):
+            _log.info("version %d is gone or another one: the registry is asked for all of them", newest)
+            known, new = {}, self._after(0)
+        new = [entry for entry in new if int(entry.version) not in known]
         if new:
             self._append(new[::-1], anew=not known)
         self._forgotten = False
@@ -62,6 +68,9 @@ class Memory:
     def forget(self) -> None:
         """Ask the registry for all of them again."""
         self._forgotten = True
+
+    def _after(self, number: int) -> list[Entry]:
+        return [Entry.of(info) for info in self._registry.versions(after=number)]
 
     def _head(self) -> _Head:
         return _Head(registry=self._registry.url, model=self._registry.model)

@@ -19,11 +19,11 @@ class Counting:
     model, url = "m", "memory://m"
 
     def __init__(self, versions: int) -> None:
-        self.count, self.asked = versions, list[int]()
+        self.count, self.asked, self.bundle_digest = versions, list[int](), "0" * 64
 
     def versions(self, *, after: int = 0) -> list[VersionInfo]:
         self.asked.append(after)
-        tags = {"filmloop.bundle_digest": "0" * 64}
+        tags = {"filmloop.bundle_digest": self.bundle_digest}
         return [
             VersionInfo(name="m", version=str(number), created_utc="2026-01-01T00:00:00Z", tags=tags)
             for number in range(self.count, after, -1)
@@ -50,7 +50,7 @@ def test_a_version_is_asked_for_once(path: Path) -> None:
     found = memory(path, registry).entries()
     assert numbers(found) == list(range(13, 0, -1))
     assert memory(path, registry).entries() == found
-    assert registry.asked == [0, 11, 13]
+    assert registry.asked == [0, 10, 12], "the newest that is known is looked at again"
 
 
 def test_whoever_only_looks_writes_nothing(path: Path) -> None:
@@ -67,6 +67,19 @@ def test_what_was_found_out_later_counts(path: Path) -> None:
     first.entries()
     first.learn(Entry(version="1", bundle_digest="d", form="f", data=None))
     assert [entry.form for entry in memory(path, registry).entries()] == ["", "f"]
+
+
+@pytest.mark.parametrize("versions", [2, 3, 5])
+def test_a_registry_that_was_begun_anew_at_the_same_address_is_another(path: Path, versions: int) -> None:
+    """Or its newest versions were deleted, and their numbers given again."""
+    memory(path, Counting(3)).entries()
+    anew = Counting(versions)
+    anew.bundle_digest = "1" * 64
+    for _ in range(2):
+        found = memory(path, anew).entries()
+        assert numbers(found) == list(range(versions, 0, -1))
+        assert {entry.bundle_digest for entry in found} == {"1" * 64}
+    assert anew.asked == [2, 0, versions - 1]
 
 
 def cut(path: Path) -> None:
@@ -91,7 +104,7 @@ def another_registry(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "asked_after"), [(cut, 2), (zero_the_end, 1), (empty, 0), (spoil, 0), (another_registry, 0)]
+    ("damage", "asked_after"), [(cut, 1), (zero_the_end, 0), (empty, 0), (spoil, 0), (another_registry, 0)]
 )
 def test_a_file_that_was_damaged_is_made_whole(path: Path, damage: Callable[[Path], None], asked_after: int) -> None:
     registry = Counting(3)
@@ -101,7 +114,7 @@ def test_a_file_that_was_damaged_is_made_whole(path: Path, damage: Callable[[Pat
     for _ in range(2):
         assert memory(path, registry).entries() == found
     assert path.read_bytes() == whole
-    assert registry.asked == [0, asked_after, 3]
+    assert registry.asked == [0, asked_after, 2]
 
 
 def test_a_disk_that_refuses_costs_nothing_but_another_question(path: Path) -> None:
