@@ -14,7 +14,8 @@ from filmloop.core.documents import Accounting
 from filmloop.core.errors import TransientError
 from filmloop.edge.stages import sealer as sealer_module
 from filmloop.staging.writer import ShardWriter
-from filmloop.testing.edge import STREAM
+from filmloop.testing.edge import STREAM, staged
+from rigs.pagecache import on_disk, share_in_memory
 from rigs.refusing import bound_by_modes, unreadable
 from rigs.staging import Disk, Edge, in_the_books, left_out, manifests, work_off
 from rigs.waiting import until
@@ -215,3 +216,15 @@ def test_the_hard_cap_holds_while_the_ledger_is_in_trouble(home, monkeypatch):
         edge.feed_all(160)
         edge.finish()
     assert [manifest.seq for manifest in manifests(home)] == [3, 4]
+
+
+def test_of_the_memory_of_sealed_shards_the_kernel_gets_back_what_is_not_the_newest(home, monkeypatch):
+    on_disk(home.root)
+    monkeypatch.setattr(sealer_module, "_CACHED_BYTES", 0)
+    with Edge(home) as edge:
+        edge.feed_all(600)
+        edge.finish()
+    files = [path for path in home.stage.rglob("*/c/*") if path.is_file()]
+    assert len(files) > 3
+    assert [share_in_memory(path) for path in files] == [0.0] * len(files)
+    assert staged(home)[1]["pulse_id"].tolist() == list(range(600))

@@ -18,6 +18,7 @@ from filmloop.config.schema import StagingSection
 from filmloop.core.documents import Accounting, PulseRange
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 from filmloop.core.log import Limited
+from filmloop.core.pagecache import WrittenFiles
 from filmloop.edge.news import News
 from filmloop.edge.tally import DISK_ERROR, DISK_FULL, STOPPED, add
 from filmloop.staging.catalog import last_sealed
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 _RETRY_FIRST_S, _RETRY_CAP_S = 0.25, 5.0
 # Retention lists the whole stream: pointless after each of several seals a second.
 _EXPIRE_EVERY_S = 10.0
+_CACHED_BYTES = 512_000_000
+"""Of the newest shards, left in the kernel's memory: a mover or a trainer on this machine reads them next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ class Sealer(threading.Thread):
         self._expired_at_s = -_EXPIRE_EVERY_S
         self._trouble, self._cap_trouble = Limited(_log), Limited(_log)
         self._capped = 0
+        self._written = WrittenFiles(_CACHED_BYTES)
 
     @property
     def waiting(self) -> int:
@@ -162,7 +166,9 @@ class Sealer(threading.Thread):
         frames = writer.frames
         try:
             accounting = add(closed.accounting, Accounting(frames_staged=self.sealed + frames))
-            writer.seal(accounting=accounting, dropped=closed.dropped)
+            shard = writer.seal(accounting=accounting, dropped=closed.dropped)
+            folder = shard.manifest_path.parent
+            self._written.add((folder / file.path, file.size_bytes) for file in shard.manifest.files)
         except (TransientError, DataError) as exc:
             if not self._is_committed(writer):
                 self._refused(exc)
