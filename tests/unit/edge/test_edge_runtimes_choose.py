@@ -146,7 +146,12 @@ def test_who_is_far_behind_in_a_small_batch_is_not_measured_and_said_to_be(bundl
 
 @pytest.mark.parametrize(
     ("int8_hz", "f32_hz", "chosen"),
-    [(1000, 700, "openvino-int8"), (1000, 890, "openvino-int8"), (1000, 910, "openvino-f32"), (700, 1000, "openvino-f32")],
+    [
+        (1000, 700, "openvino-int8"),
+        (1000, 890, "openvino-int8"),
+        (1000, 910, "openvino-f32"),
+        (700, 1000, "openvino-f32"),
+    ],
 )
 def test_of_those_that_are_as_fast_the_most_exact_one_is_taken(bundle, monkeypatch, int8_hz, f32_hz, chosen):
     rates_hz = {"openvino-int8": int8_hz, "openvino-f32": f32_hz}
