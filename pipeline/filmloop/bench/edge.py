@@ -2,8 +2,9 @@
 
 Peers in the same run, before and after it:
 
-- `bare`: the same runtime on the same frames with the whole machine to itself, keys only, as the edge asks for them;
-  `bare_dense` with all rates delivered.
+- `bare`: the same runtime on the same frames with the whole machine to itself, keys only, as the edge asks for them, in
+  batches of its own size or in the large ones of an edge that is behind, whatever is faster; `bare_dense` with all
+  rates delivered.
 - `yardstick`: the least program that stages frames on this machine (`filmloop.bench.yardstick`), and the same without
   staging: bare OpenVINO on the network as it was exported, in the precision that is fastest here
   (`yardstick_precision`). Left out where there is no OpenVINO.
@@ -128,8 +129,11 @@ def _peers(
         batch_frames = batch_of(runtime, 0)
         made = make_runtime(runtime, bundle, version="1", frame_shape=_FRAME_SHAPE, batch_frames=batch_frames)
         try:
-            frames_per_s(made, counts_NCE, each_s / 4, dense=dense)
-            rates[name].append(frames_per_s(made, counts_NCE, each_s, dense=dense))
+            sizes = {made.batch_frames} if dense else {made.batch_frames, min(made.most_frames, len(counts_NCE))}
+            for size in sizes:
+                frames_per_s(made, counts_NCE, each_s / 4, dense=dense, batch_frames=size)
+            rate_hz = [frames_per_s(made, counts_NCE, each_s, dense=dense, batch_frames=size) for size in sizes]
+            rates[name].append(max(rate_hz))
         finally:
             made.close()
     use_threads(cores())

@@ -13,7 +13,7 @@ from collections import deque
 import numpy as np
 
 from filmloop.drift.gain import Gain
-from filmloop.edge.runtimes.pending import Counts, Floats, Later, surprise_of
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, surprise_of
 from filmloop.ports.runtime import InferenceRuntime, Inferred, Pending
 from filmloop_models.spec import SortKey
 
@@ -38,7 +38,9 @@ class Corrected:
     def __init__(self, runtime: InferenceRuntime, gain: Gain, sort_key: SortKey | None) -> None:
         self.base, self.gain, self._sort_key = runtime, gain, sort_key
         self.version, self.name, self.batch_frames = runtime.version, runtime.name, runtime.batch_frames
-        self.most_frames, self.lanes = runtime.most_frames, runtime.lanes
+        # Scaled counts are copies, 8 kB a frame for every batch under way.
+        self.most_frames = min(runtime.most_frames, max(runtime.batch_frames, BACKLOG_FRAMES))
+        self.lanes = runtime.lanes
         self._before_C1, self._after_C1 = gain.before_C[:, None], gain.after_C[:, None]
         # One for each batch under way, and one that is being filled.
         self._scaled: deque[Floats] = deque()

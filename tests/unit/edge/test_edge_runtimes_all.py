@@ -183,7 +183,7 @@ def test_a_backlog_of_many_small_batches_is_taken_at_once(runtime, tolerance, mo
     counts = draw(runtime.most_frames, seed=5)
     inferred = runtime.start(counts, dense=True).result()
     assert relative(inferred.rate_NCE, exact(module, counts)) < tolerance
-    assert runtime.most_frames == (BATCH if runtime.name == "cuda" else 256)
+    assert runtime.most_frames == {"cuda": BATCH, "torch": 256, "onnxruntime": 256}.get(runtime.name, 4096)
     off_N = inferred.phase_N[-BATCH:] - runtime.start(counts[-BATCH:]).result().phase_N
     assert np.median(np.abs(np.angle(np.exp(1j * off_N)))) < phase_tolerance(tolerance)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filmloop.core.errors import VerificationError
-from filmloop.edge.runtimes.pending import brightened
+from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, brightened
 from filmloop.ports.runtime import KEYS_ONLY, InferenceRuntime, Wanted
 from filmloop_models.spec import SortKey
 
@@ -68,9 +68,9 @@ def check_golden(
     worst = _within(runtime, max(ways, key=_badness), tolerance)
     # One frame alone is to have a clear key: of several the median is taken.
     clearest = _clearest_first(golden_NCE, sort_key)
-    for frames in sorted(
-        {min(size, runtime.batch_frames) for size in _SIZES} | {runtime.batch_frames, runtime.most_frames}
-    ):
+    batch_frames = runtime.batch_frames
+    in_parts = min(runtime.most_frames, 2 * max(batch_frames, BACKLOG_FRAMES))
+    for frames in sorted({min(size, batch_frames) for size in _SIZES} | {batch_frames, in_parts}):
         rows = clearest[np.arange(frames) % len(counts_NCE)]
         worst = max(
             worst,

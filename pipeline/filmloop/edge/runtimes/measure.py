@@ -15,7 +15,12 @@ from filmloop.ports.runtime import InferenceRuntime, Pending
 
 
 def frames_per_s(
-    runtime: InferenceRuntime, counts_NCE: npt.NDArray[np.uint8], seconds: float, *, dense: bool = False
+    runtime: InferenceRuntime,
+    counts_NCE: npt.NDArray[np.uint8],
+    seconds: float,
+    *,
+    dense: bool = False,
+    batch_frames: int = 0,
 ) -> float:
     """Frames a second with as many batches under way as the runtime takes.
 
@@ -24,8 +29,9 @@ def frames_per_s(
         counts_NCE: At least one full batch; batches are cut from it in turn.
         seconds: For so long, and at least two batches.
         dense: Ask for rates, not for keys alone.
+        batch_frames: Of each batch; 0: the runtime's own.
     """
-    batch_frames = runtime.batch_frames
+    batch_frames = batch_frames or runtime.batch_frames
     starts = range(0, len(counts_NCE) - batch_frames + 1, batch_frames)
     under_way: deque[Pending] = deque()
     begun = done = 0

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from filmloop.edge.runtimes.openvino_graphs import SIZES, Graphs, Kind, Net, precision
-from filmloop.edge.runtimes.pending import BACKLOG_FRAMES, Counts, Floats, Later, in_batches, phase_of
+from filmloop.edge.runtimes.pending import Counts, Floats, Later, in_batches, phase_of
 from filmloop.edge.runtimes.quantise import hits_of
 from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
@@ -26,6 +26,8 @@ from filmloop_models.spec import SortKey
 _SAMPLE_FRAMES = 64
 """Frames of one `infer`: it is for samples and golden pairs."""
 _MOST_LANES = 8
+_MANY_FRAMES = 4096
+"""Of a backlog taken at once, in parts: Python's share of the time is then down to 1 %."""
 _FEW = 4
 """Up to every fourth frame of a batch is inferred twice if the integers' ranges are not for it; if more are, all are once."""
 _KEPT_BATCHES = 2
@@ -34,15 +36,23 @@ _KEPT_BATCHES = 2
 
 @dataclass(eq=False, slots=True)
 class _Slot:
-    """Memory for what the graphs make of one batch; made when first wanted, used again and again."""
+    """Memory for what the graphs make of one batch; as much as was ever wanted, used again and again.
 
-    shapes: dict[str, tuple[int, ...]]
+    Attributes:
+        row_shapes: Of each output, the shape of one row.
+        arrays: What there is.
+    """
+
+    row_shapes: dict[str, tuple[int, ...]]
     arrays: dict[str, Floats] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Floats:
-        if name not in self.arrays:
-            self.arrays[name] = np.empty(self.shapes[name], np.float32)
         return self.arrays[name]
+
+    def reserve(self, name: str, rows: int) -> None:
+        """See that there are so many rows of an output; what was handed out before stays as it is."""
+        if name not in self.arrays or len(self.arrays[name]) < rows:
+            self.arrays[name] = np.empty((rows, *self.row_shapes[name]), np.float32)
 
 
 class OpenVinoRuntime:
@@ -76,7 +86,7 @@ class OpenVinoRuntime:
         calibration_NCE: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         self.name, self.version, self.batch_frames = name, version, batch_frames
-        self.most_frames = max(batch_frames, BACKLOG_FRAMES)
+        self.most_frames = max(batch_frames, _MANY_FRAMES)
         self._shape, self._sort_key = frame_shape, sort_key
         self._weights_EK = None if sort_key is None else sort_key.weights(frame_shape[1])
         self._part = min(batch_frames, max(SIZES))
@@ -97,11 +107,10 @@ class OpenVinoRuntime:
             calibration_NCE=calibration_NCE if name == "openvino-int8" else None,
         )
         self._under_way: deque[Later] = deque()
-        shapes = self._shapes(-(-self.most_frames // self._part) * self._part)
+        shapes = self._row_shapes()
         self._slots = deque(_Slot(shapes) for _ in range(self.lanes + _KEPT_BATCHES))
         # Not one of those above: a sample comes in many parts while batches are under way that still need theirs.
-        self._sample_slot = _Slot(self._shapes(self._sample))
-        self._again_slot = _Slot(self._shapes(self._graphs.sizes[0]))
+        self._sample_slot, self._again_slot = _Slot(shapes), _Slot(shapes)
 
     def start(self, counts_NCE: Counts, *, dense: bool = False, surprise: bool = False) -> Later:
         """See the port."""
@@ -138,6 +147,7 @@ class OpenVinoRuntime:
             counts_NCE, kind, bright_N = counts_NCE.astype(np.float32), kind.without_integers(), bright_N[:0]
             part = self._part if len(counts_NCE) >= self._part else self._graphs.sizes[0]
             sizes = [part]
+        self._reserve(slot, kind, -(-len(counts_NCE) // part) * part)
         running = []
         for first in range(0, len(counts_NCE), part):
             part_NCE = counts_NCE[first : first + part]
@@ -154,6 +164,10 @@ class OpenVinoRuntime:
         pending = Later(finish)
         self._under_way.append(pending)
         return pending
+
+    def _reserve(self, slot: _Slot, kind: Kind, frames: int) -> None:
+        for name, rows in self._outputs(kind):
+            slot.reserve(name, frames * rows)
 
     def _run(self, net: Net, kind: Kind, part_NCE: Counts, slot: _Slot, first: int) -> ov.InferRequest:
         """Begin with one part; its outputs go straight to their place in the slot."""
@@ -192,6 +206,7 @@ class OpenVinoRuntime:
     def _infer_again(self, bright_N: npt.NDArray[np.intp], counts_NCE: Counts, kind: Kind, slot: _Slot) -> None:
         """Put in the slot what these few frames give without integers."""
         exact, size = kind.without_integers(), self._graphs.sizes[0]
+        self._reserve(self._again_slot, kind, size)
         for first in range(0, len(bright_N), size):
             part_N = bright_N[first : first + size]
             net, given_NCE = self._graphs(exact, size), _filled(counts_NCE[part_N].astype(np.float32), size)
@@ -209,10 +224,10 @@ class OpenVinoRuntime:
         outputs += [("surprise", 1)] if kind.surprise else []
         return outputs
 
-    def _shapes(self, frames: int) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {"rates": (frames, *self._shape), "surprise": (frames, 1)}
+    def _row_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"rates": self._shape, "surprise": (1,)}
         if self._weights_EK is not None:
-            shapes["moments"] = (frames * self._shape[0], self._weights_EK.shape[1])
+            shapes["moments"] = (self._weights_EK.shape[1],)
         return shapes
 
 

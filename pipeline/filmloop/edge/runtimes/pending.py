@@ -16,7 +16,7 @@ from filmloop.ports.runtime import Inferred
 from filmloop_models.spec import SortKey
 
 BACKLOG_FRAMES = 256
-"""What a CPU takes at a time when frames have piled up, however small its batches are meant to be."""
+"""What a CPU takes at least at a time when frames have piled up, however small its batches are meant to be."""
 
 Counts = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float32]

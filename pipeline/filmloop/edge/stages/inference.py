@@ -28,6 +28,7 @@ from filmloop.edge.ring import NOT_INFERRED, FrameRing
 from filmloop.edge.runtimes import check_served
 from filmloop.edge.runtimes.make import require
 from filmloop.edge.stages.base import Stage
+from filmloop.edge.stages.batching import Batching
 from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import Registry
 from filmloop.ports.runtime import InferenceRuntime, Pending
@@ -37,8 +38,6 @@ _log = logging.getLogger(__name__)
 
 _TELL_EVERY_S = 0.2
 _UNINFERRED_FRAMES = 4096
-_BACKLOG_BATCHES = 4
-"""With more batches than these waiting the latency budget is missed anyway: the largest ones catch up soonest."""
 _SERVED_FRAMES = 16
 """Golden frames that are served at a swap: the watcher has tried them all. 16 take 1 ms, 64 took 3 to 19 ms."""
 
@@ -108,7 +107,7 @@ class InferenceStage(Stage):
         self._quality = QualityMonitor(
             config.edge, config.training.holdout, config.frame_shape, observe=None if drift is None else drift.observe
         )
-        self._latency = Latency()
+        self._latency, self._batching = Latency(), Batching()
         self._under_way: deque[_Batch] = deque()
         self._leaving: list[InferenceRuntime] = []
         self._totals = ring.inference.read()
@@ -165,9 +164,7 @@ class InferenceStage(Stage):
         if runtime is None:
             self._put_uninferred(ring.span(self._started, self._started + min(waiting, _UNINFERRED_FRAMES)), 0)
             return
-        piled_up = waiting > _BACKLOG_BATCHES * runtime.batch_frames
-        frames = min(waiting, runtime.most_frames if piled_up else runtime.batch_frames)
-        places = ring.span(self._started, self._started + frames)
+        places = ring.span(self._started, self._started + self._batching.frames(waiting, runtime))
         self._started += places.stop - places.start
         wanted = self._wanted
         pending = runtime.start(ring.counts_FCE[places], dense=wanted.dense, surprise=wanted.surprise)
@@ -355,6 +352,7 @@ class InferenceStage(Stage):
         if now_s - self._told_s < _TELL_EVERY_S and not at_once:
             return
         self._told_s = now_s
+        self._batching.note(self._totals["inferred"], now_s)
         p50_ms, p99_ms, p999_ms = self._latency.percentiles_ms()
         seen = self._quality.input_statistics()
         self.news.say(
