@@ -76,7 +76,7 @@ class EdgeSection(Section):
         0,
         ge=0,
         description="frames that are inferred together, at most; 0: what suits, 256 on a CPU and 4096 on a GPU. "
-        "A backlog is taken 256 at a time on a CPU",
+        "A backlog is taken in larger pieces, 256 frames at least on a CPU",
     )
     tune: bool = Field(
         False, description="on a GPU, compile the network: three times as fast for one of convolutions, for half a minute "

@@ -69,8 +69,8 @@ def check_golden(
     # One frame alone is to have a clear key: of several the median is taken.
     clearest = _clearest_first(golden_NCE, sort_key)
     batch_frames = runtime.batch_frames
-    in_parts = min(runtime.most_frames, 2 * max(batch_frames, BACKLOG_FRAMES))
-    for frames in sorted({min(size, batch_frames) for size in _SIZES} | {batch_frames, in_parts}):
+    in_parts = min(runtime.most_frames, max(batch_frames, BACKLOG_FRAMES) + 1)  # a full batch is among them
+    for frames in sorted({min(size, batch_frames) for size in _SIZES} | {in_parts}):
         rows = clearest[np.arange(frames) % len(counts_NCE)]
         worst = max(
             worst,
