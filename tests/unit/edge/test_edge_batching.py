@@ -13,8 +13,8 @@ def runtime(batch_frames=256, most_frames=4096):
     return SimpleNamespace(batch_frames=batch_frames, most_frames=most_frames)
 
 
-def at_pace(frames_per_s):
-    batching = Batching()
+def at_pace(frames_per_s, **given):
+    batching = Batching(**given)
     batching.note(0, 10.0)
     batching.note(frames_per_s // 5, 10.2)
     return batching
@@ -55,3 +55,8 @@ def test_the_pace_is_that_of_late():
     batching = at_pace(300_000)
     batching.note(60_000 + 800, 10.4)
     assert batching.frames(62_464, runtime()) == 256
+
+
+def test_where_rates_leave_the_runtime_pieces_stay_small():
+    assert at_pace(300_000, dense=True).frames(62_464, runtime()) == 256
+    assert at_pace(300_000, dense=True).frames(62_464, runtime(4096)) == 4096

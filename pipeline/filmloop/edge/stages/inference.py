@@ -107,7 +107,7 @@ class InferenceStage(Stage):
         self._quality = QualityMonitor(
             config.edge, config.training.holdout, config.frame_shape, observe=None if drift is None else drift.observe
         )
-        self._latency, self._batching = Latency(), Batching()
+        self._latency, self._batching = Latency(), Batching(dense=self._wanted.dense)
         self._under_way: deque[_Batch] = deque()
         self._leaving: list[InferenceRuntime] = []
         self._totals = ring.inference.read()
