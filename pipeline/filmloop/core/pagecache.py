@@ -1,6 +1,6 @@
 """Gives back the memory in which the kernel keeps files that were written and that nobody is to read soon.
 
-An edge at full rate writes 80 MB/s for good. Left alone, that fills all memory that nothing else wants, pushes out what
+An edge at full rate writes 85 MB/s for good. Left alone, that fills all memory that nothing else wants, pushes out what
 other programs had read, and takes a new page for each one written: on a virtual machine a fifth of a core, for its host
 has to find every page first.
 """

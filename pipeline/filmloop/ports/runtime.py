@@ -57,7 +57,7 @@ class InferenceRuntime(Protocol):
         version: Registry version of the weights it serves.
         name: What runs it: a value of `edge.runtime` other than `auto`.
         batch_frames: Most frames of one `start` while the edge keeps up: so many are inferred within its latency budget.
-        most_frames: Most frames of one `start` at all. Who is behind takes these: larger batches are faster for all.
+        most_frames: Most frames of one `start` at all. Who is behind takes up to these: larger batches are faster for all.
         lanes: How many batches may be under way at once; with more the call waits.
     """
 

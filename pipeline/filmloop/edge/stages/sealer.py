@@ -167,12 +167,13 @@ class Sealer(threading.Thread):
         try:
             accounting = add(closed.accounting, Accounting(frames_staged=self.sealed + frames))
             shard = writer.seal(accounting=accounting, dropped=closed.dropped)
-            folder = shard.manifest_path.parent
-            self._written.add((folder / file.path, file.size_bytes) for file in shard.manifest.files)
         except (TransientError, DataError) as exc:
             if not self._is_committed(writer):
                 self._refused(exc)
                 return False
+        else:
+            folder = shard.manifest_path.parent
+            self._written.add((folder / file.path, file.size_bytes) for file in shard.manifest.files)
         self.sealed += frames
         self.trouble = ""
         self._trouble.worked("staging works again")
