@@ -6,6 +6,7 @@ Every scenario proves that its fault happened, that one training ran to one resu
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -129,21 +130,27 @@ def test_a_killed_manager_costs_an_attempt_or_two(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("taken_for_alive", [False, True])
 def test_a_killed_user_endpoint_takes_its_training_with_it_and_the_next_attempt_goes_on(
-    site: Callable[..., GlobusLauncher], compute: Compute, tmp_path: Path
+    site: Callable[..., GlobusLauncher], compute: Compute, tmp_path: Path, taken_for_alive: bool
 ) -> None:
     launcher, job = site(silent_s=5.0), job_in(tmp_path, "wait")
     handle = launcher.submit(job)
     started(job)
     its_own = worker_of(compute, job)  # the function runs in a thread of it
     assert its_own in compute.endpoint.user_endpoints()
+    (its_id,) = re.findall(r"Endpoint \((\S+), uep", words(its_own))
     os.kill(its_own, signal.SIGKILL)
     assert "told to stop" in ended(launcher, handle).detail
+    if taken_for_alive:  # the second attempt is put before the dead one, and nobody takes it
+        compute.hosted.fault("taken_for_alive", match={"endpoint": its_id})
     finished(launcher, job, trainings=2)
-    # The service still counted the dead one as alive and put the second attempt before it, where nobody took it.
     sending = launcher._journal.find(handle).sending()
     assert sending is not None
-    assert (sending.attempt, len(sending.twins) > 0) == (2, True)
+    assert sending.attempt == 2
+    if taken_for_alive:
+        assert compute.hosted.fired("taken_for_alive") == 1
+        assert sending.twins
 
 
 @pytest.mark.slow
