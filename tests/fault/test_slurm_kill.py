@@ -48,7 +48,7 @@ def submitted(folder: Path, shard: ShardRef, **section: object) -> tuple[TrainJo
     def has_checkpoint() -> bool | None:
         status = launcher.poll(handle)
         assert status.state in ("pending", "running"), f"{status.detail}\n{status.log_tail}"
-        return True if (folder / "checkpoint.pt").exists() and last_step(folder) >= 20 else None
+        return True if any(folder.glob("checkpoints/*/SHA256SUMS")) and last_step(folder) >= 20 else None
 
     wait_until(has_checkpoint, deadline_s=300, what="a checkpoint", first_s=0.05, cap_s=0.1)
     return job, launcher

@@ -95,7 +95,7 @@ def test_a_rank_that_is_killed_costs_the_steps_since_its_checkpoint(
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(launch, launcher, job, poll_s=0.05, keep_handle=handles.append, tell=lambda _text: None)
         wait_until(
-            lambda: ((folder / "checkpoint.pt").exists() and _step(folder) >= 50) or None,
+            lambda: (any(folder.glob("checkpoints/*/SHA256SUMS")) and _step(folder) >= 50) or None,
             deadline_s=100,
             what="step 50",
             first_s=0.02,

@@ -23,7 +23,7 @@ from filmloop.core.documents import TrainJob
 from filmloop.core.errors import TrainingError
 from filmloop.core.fsio import disk_errors
 from filmloop.core.poisson import poisson_nll
-from filmloop.training.checkpoint import CheckpointWriter, parse_checkpoint, read_checkpoint
+from filmloop.training.checkpoints.keeper import Checkpoints
 from filmloop.training.holdout import Holdout
 from filmloop.training.ranks import Ranks
 
@@ -106,7 +106,7 @@ class Session:
         self._window_steps = 0
         self._window_begun_s = self._saved_s = time.monotonic()
         self._learning_rate = self._window_waited_s = 0.0
-        self._writer = CheckpointWriter(folder, job)
+        self._checkpoints = Checkpoints(folder, job, ranks)
         self._constant_score = _constant_score(holdout)
         self._resume()
 
@@ -128,9 +128,10 @@ class Session:
         """
         first = self._ranks.is_first
         # Before the first step there is nothing to keep.
-        is_due = first and self.now.step > 0 and time.monotonic() - self._saved_s >= self._job.hyper.checkpoint_every_s
+        waited_s = time.monotonic() - self._saved_s
+        is_due = self.now.step > 0 and waited_s >= self._job.hyper.checkpoint_every_s and not self._checkpoints.is_busy
         loss, stop, elapsed_s, due = self._ranks.sum(
-            float(self._window_loss), float(told_to_stop), elapsed_s if first else 0.0, float(is_due)
+            float(self._window_loss), float(told_to_stop), elapsed_s if first else 0.0, float(first and is_due)
         )
         self.now.elapsed_s = elapsed_s
         if self._window_steps:
@@ -230,31 +231,28 @@ class Session:
         self._module.load_state_dict(self._best)
 
     def save(self, *, wait: bool = False) -> None:
-        """Have a checkpoint written, and `wait` for it; only rank 0 does.
+        """Have a checkpoint written, and `wait` for it; all ranks do so together.
 
         Raises:
-            TransientError: the disk refused this one, if waited for, or one before it.
+            TransientError: the disk refused this one, if waited for, or the one before it.
         """
         self._saved_s = time.monotonic()
-        if not self._ranks.is_first:
-            return
         state = {
             "module": self._module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self._best,
             "progress": asdict(self.now),
         }
-        self._writer.save(state)
+        self._checkpoints.save(state)
         if wait:
-            self._writer.finish()
+            self._checkpoints.finish()
 
     def close(self) -> None:
         """Let the checkpoint that is being written become whole."""
-        self._writer.close()
+        self._checkpoints.close()
 
     def _resume(self) -> None:
-        data = self._ranks.from_first(read_checkpoint(self._folder, self._job) if self._ranks.is_first else None)
-        state = None if data is None else parse_checkpoint(data, self._job, self._ranks.device)
+        state = self._checkpoints.latest()
         if state is not None:
             self._module.load_state_dict(state["module"])
             self.optimiser.load_state_dict(state["optimiser"])

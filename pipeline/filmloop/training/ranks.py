@@ -29,12 +29,14 @@ class Ranks:
         world: Number of ranks.
         device: Where this rank computes.
         sums: Where the ranks show each other what is to be summed; None if by messages.
+        beside: A group of their own for what threads do beside training; None if there is one rank.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sums: SharedRows | None = None
+    beside: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -75,14 +77,6 @@ class Ranks:
         """The number that rank 0 passes, on every rank."""
         return self.sum(value if self.is_first else 0.0)[0]
 
-    def from_first(self, data: bytes | None) -> bytes | None:
-        """What rank 0 passes, on every rank."""
-        if self.world == 1:
-            return data
-        box = [data]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
     def wrap(self, module: nn.Module, meanwhile: Callable[[], None] | None = None) -> nn.Module:
         """`module` with its gradients averaged over the ranks; rank 0's weights are everyone's from here on.
 
@@ -115,6 +109,9 @@ def joined_ranks() -> Iterator[Ranks]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks(rank=rank, world=world, device=device, sums=SharedRows.meet(_SUMS, torch.float64))
+        # On the training's group the messages of a thread would meet those of the training, and both would wait for ever.
+        beside = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        sums = SharedRows.meet(_SUMS, torch.float64)
+        yield Ranks(rank=rank, world=world, device=device, sums=sums, beside=beside)
     finally:
         dist.destroy_process_group()
