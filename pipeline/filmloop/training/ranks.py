@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from filmloop.training.shared_rows import TIMEOUT, SharedRows
 
 _SUMS = 16
 """Numbers that ranks add up at once without messages."""
+_DISK = timedelta(minutes=30)
+"""Longest that a checkpoint may take. Who hangs is noticed before that by the training's own messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,7 @@ def joined_ranks() -> Iterator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         # On the training's group the messages of a thread would meet those of the training, and both would wait for ever.
-        beside = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        beside = dist.new_group(backend="gloo", timeout=_DISK)
         sums = SharedRows.meet(_SUMS, torch.float64)
         yield Ranks(rank=rank, world=world, device=device, sums=sums, beside=beside)
     finally:

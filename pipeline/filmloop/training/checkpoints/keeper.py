@@ -105,7 +105,7 @@ class Checkpoints:
 
         answer = async_save(
             tensors,
-            storage_writer=PartWriter(folder, seal),
+            storage_writer=PartWriter(folder, self._ranks.rank, seal),
             planner=DefaultSavePlanner(flatten_state_dict=False, enable_plan_caching=True),
             process_group=self._ranks.beside,
             async_stager=_Copies(),
@@ -135,7 +135,7 @@ class Checkpoints:
 
     def _numbers(self) -> list[int]:
         """Of all that are there, whole or not, the newest first."""
-        return sorted((int(path.name) for path in self._folder.glob("[0-9]*")), reverse=True)
+        return sorted((int(path.name) for path in self._folder.glob("*") if path.name.isdigit()), reverse=True)
 
     def _cleared(self) -> int:
         """Remove all but the newest that is whole and what is older; its number, 0 if there is none."""

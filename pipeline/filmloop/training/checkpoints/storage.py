@@ -48,24 +48,24 @@ class PartWriter(StorageWriter):
 
     Args:
         folder: The checkpoint's; made if need be.
+        rank: This one.
         seal: Called on the first rank when all have written, with the place of every tensor and the SHA-256 of every part.
     """
 
-    def __init__(self, folder: Path, seal: Callable[[dict[str, Place], dict[str, str]], None]) -> None:
-        self._folder, self._seal, self._rank = folder, seal, 0
+    def __init__(self, folder: Path, rank: int, seal: Callable[[dict[str, Place], dict[str, str]], None]) -> None:
+        self._path, self._seal = folder / f"part-{rank}.safetensors", seal
 
-    def set_up_storage_writer(self, is_coordinator: bool, *_args: Any, **kwargs: Any) -> None:
-        """Be told who this is."""
-        self._rank = kwargs["rank"]
+    def set_up_storage_writer(self, is_coordinator: bool, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing is missing."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the tensors of `plan`: whole ones, each on one rank."""
         tensors = {item.index.fqn: _tensor(planner.resolve_data(item)) for item in plan.items}
         if not tensors:  # fewer of them than ranks
             return _done([])
-        path, data = self._folder / f"part-{self._rank}.safetensors", save(tensors)
-        atomic_write_bytes(path, data)
-        stored = _Stored(path.name, sha256_bytes(data))
+        data = save(tensors)
+        atomic_write_bytes(self._path, data)
+        stored = _Stored(self._path.name, sha256_bytes(data))
         return _done([WriteResult(item.index, tensors[item.index.fqn].nbytes, stored) for item in plan.items])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
