@@ -62,6 +62,15 @@ def pids_in_log(handle: str) -> tuple[int, int]:
     return int(found[-1][0]), int(found[-1][1])
 
 
+def in_the_foreground(worker: WarmWorker) -> subprocess.Popen[str]:
+    """As `filmloop worker run` is."""
+    script = "import pathlib, sys; from filmloop.adapters.local.workerclient import WarmWorker\n"
+    script += "WarmWorker(pathlib.Path(sys.argv[1]), idle_s=300.0).run()"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(worker.folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
 def is_cold(handle: str) -> bool:
     return "cold start" in Path(handle, "run.log").read_text()
 
@@ -197,7 +206,8 @@ def test_a_changed_file_or_the_last_of_its_jobs_makes_the_worker_begin_anew(
     assert f"begins anew: {loaded} was changed" in log.read_text()
     assert not is_cold(job.output_dir)
     wait_until(lambda: "it has had 1 jobs" in log.read_text() or None, deadline_s=60, what="the end of its jobs")
-    assert log.read_text().count("is ready") >= 2
+    wait_until(lambda: log.read_text().count("is ready") >= 3 or None, deadline_s=300, what="the one after it")
+    assert worker.status()["stands_in"], "as the first one did"
 
 
 @pytest.fixture
@@ -257,6 +267,29 @@ def test_an_idle_worker_and_one_without_its_folder_end(tmp_path: Path, make: Mak
     worker.start()
     gone(worker)
     assert "ends: nothing was asked of it" in (worker.folder / WORKER_LOG).read_text()
+
+
+def test_a_worker_that_somebody_runs_takes_the_place_of_one_that_a_caller_started(tmp_path: Path, make: Make) -> None:
+    worker = make()
+    site = site_of(tmp_path, worker)
+    job, launcher = site.job("wait"), site.make()
+    handle = launcher.submit(job)
+    launching.started(job)
+    started = ready(worker)
+    with in_the_foreground(worker) as first:
+        wait_until(lambda: worker.status().get("pid") == first.pid or None, deadline_s=300, what="the one that is run")
+        assert first.pid != started
+        assert launcher.poll(handle).state == "running"
+        Path(job.output_dir, "go").touch()
+        assert launching.ended(launcher, handle).state == "succeeded"
+        with in_the_foreground(worker) as second:
+            assert "alive already" in second.communicate(timeout=300)[1], (
+                "two that are run would end each other for ever"
+            )
+        assert second.returncode != 0
+        assert worker.status()["pid"] == first.pid
+        worker.stop()
+        assert first.wait(timeout=60) == 0
 
 
 def test_a_folder_that_others_may_enter_means_a_cold_start_that_says_why(tmp_path: Path, make: Make) -> None:

@@ -20,7 +20,10 @@ app = typer.Typer(help="The warm worker: ranks without a start.", no_args_is_hel
 
 @app.command("run")
 def run(site_file: SiteFile = None, sets: Sets = None) -> None:
-    """Be the worker, in the foreground, until SIGTERM or Ctrl-C or until it has been idle for `launcher.warm_idle_s`."""
+    """Be the worker, in the foreground, until SIGTERM or Ctrl-C or until it has been idle for `launcher.warm_idle_s`.
+
+    One that `filmloop retrain` started makes room; a job that it has begun goes on.
+    """
     set_up_logs(quiet=True)
     _worker(open_site(site_file, sets=sets or ())).run()
 

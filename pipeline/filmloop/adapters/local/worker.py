@@ -63,9 +63,16 @@ class Worker:
     """
 
     def __init__(
-        self, folder: Path, listener: socket.socket, *, idle_s: float, max_jobs: int, former: Former | None
+        self,
+        folder: Path,
+        listener: socket.socket,
+        *,
+        idle_s: float,
+        max_jobs: int,
+        former: Former | None,
+        stands_in: bool,
     ) -> None:
-        self.jobs = 0
+        self.jobs, self._stands_in = 0, stands_in
         self._folder, self._listener = folder, listener
         self._idle_s, self._max_jobs = idle_s, max_jobs
         self._began_utc, began_ns = utc_now(), time.time_ns()
@@ -122,7 +129,8 @@ class Worker:
 
     def _do(self, line: socket.socket, request: Mapping[str, Any]) -> bool | None:
         if request["ask"] == "status":
-            send(line, {"pid": os.getpid(), "since_utc": self._began_utc, "jobs": self.jobs, "rss_mb": _rss_mb()})
+            told = {"pid": os.getpid(), "since_utc": self._began_utc, "jobs": self.jobs, "rss_mb": _rss_mb()}
+            send(line, {**told, "stands_in": self._stands_in})
             return None
         if request["installation"] != self._installation.as_json():
             send(line, {"anew": "it belongs to another installation"})
@@ -259,11 +267,18 @@ def listen(folder: Path) -> socket.socket:
 
 
 def run(
-    folder: Path, *, idle_s: float, max_jobs: int, background: bool = False, former: Former | None = None
+    folder: Path,
+    *,
+    idle_s: float,
+    max_jobs: int,
+    background: bool = False,
+    stands_in: bool = False,
+    former: Former | None = None,
 ) -> Former | None:
     """Serve until it has to end; returns what to begin anew with, None not to. Ends at once if the folder has its worker.
 
     `background`: the caller's child ends once callers can be sure to reach the worker, and the worker is no child of his.
+    `stands_in`: a caller started it for want of one, and it makes room for one that somebody runs.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it loads, a signal ends it on the spot
     with hold(folder / LOCK) as lock:
@@ -276,7 +291,9 @@ def run(
                     os._exit(0)
                 os.setsid()
                 listener.listen(_BACKLOG)  # again: the kernel tells callers the process that did so last
-            worker = Worker(folder, listener, idle_s=idle_s, max_jobs=max_jobs, former=former)
+            worker = Worker(
+                folder, listener, idle_s=idle_s, max_jobs=max_jobs, former=former, stands_in=stands_in or background
+            )
             return worker.as_former() if worker.serve() else None
 
 
@@ -287,13 +304,22 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, required=True)
     parser.add_argument("--max-jobs", type=int, required=True)
     parser.add_argument("--background", action="store_true")
+    parser.add_argument("--stands-in", action="store_true", help="what --background was, in one that begins anew")
     parser.add_argument("--asked-s", type=float, help="set by a worker that begins anew, with --known")
     parser.add_argument("--known", default="")
     args = parser.parse_args()
     former = None if args.asked_s is None else Former(asked_s=args.asked_s, known=args.known)
-    ended = run(args.folder, idle_s=args.idle_s, max_jobs=args.max_jobs, background=args.background, former=former)
+    ended = run(
+        args.folder,
+        idle_s=args.idle_s,
+        max_jobs=args.max_jobs,
+        background=args.background,
+        stands_in=args.stands_in,
+        former=former,
+    )
     if ended is not None:
         again = [str(args.folder), "--idle-s", str(args.idle_s), "--max-jobs", str(args.max_jobs)]
+        again += ["--stands-in"] if args.background or args.stands_in else []
         again += ["--asked-s", str(ended.asked_s), "--known", ended.known]
         os.execv(sys.executable, [sys.executable, "-u", "-m", "filmloop.adapters.local.worker", *again])
 

@@ -114,7 +114,7 @@ class WarmWorker:
         return WarmChild(line, pid, open(ours, "w", encoding="utf-8"))
 
     def status(self) -> dict[str, Any]:
-        """`state` is `none`, `starting` or `ready`; the last with `pid`, `since_utc`, `jobs` and `rss_mb`."""
+        """`state` is `none`, `starting` or `ready`; the last with `pid`, `since_utc`, `jobs`, `rss_mb`, and whether it `stands_in`."""
         if not is_held(self.folder / LOCK):
             return {"state": "none"}
         try:
@@ -232,13 +232,15 @@ class WarmWorker:
         return [*argv, "--idle-s", f"{self._idle_s:g}", "--max-jobs", str(self._max_jobs)]
 
     def run(self) -> None:
-        """Become the worker, in the foreground. Does not return.
+        """Become the worker, in the foreground, in the place of one that a caller has started. Does not return.
 
         Raises:
             ConfigError: the folder is open to others.
-            TransientError: one is alive already.
+            TransientError: one is alive already that somebody runs, or that is still loading.
         """
         private_folder(self.folder)
+        if self.status().get("stands_in"):
+            self.stop()  # it would have this one come back in vain for as long as it is not idle
         if is_held(self.folder / LOCK):
             raise TransientError("A warm worker is alive already.", hint="`filmloop worker stop` ends it.")
         os.execve(sys.executable, self.command(), {**os.environ, **_SINGLE, TOKEN: BLANK})
