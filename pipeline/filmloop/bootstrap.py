@@ -162,6 +162,13 @@ def registry_is_new(site: Site) -> bool:
     return not database_of(site.home).exists()
 
 
+def registry_is_starting() -> bool:
+    """Whether a thread of this process has a server on its way: it ends it when it sees that it is not wanted."""
+    from filmloop.adapters.mlflow.server import is_starting
+
+    return is_starting()
+
+
 def load_registry_client(site: Site) -> None:
     """Import what `open_registry` needs, for a caller who waits for a server meanwhile."""
     from filmloop.adapters.mlflow.loading import load

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 
 from filmloop.adapters.arriving import ArrivingRegistry
@@ -20,6 +20,7 @@ from filmloop.bootstrap import (
     open_registry,
     refuse_unready,
     registry_is_new,
+    registry_is_starting,
     warm_worker,
 )
 from filmloop.config.sources import PvAccessSource, ZeroMqSource
@@ -40,8 +41,10 @@ from filmloop.training.choice import check_choice
 from filmloop.zoo.scorer import Scorer
 
 _FRAMES_DEADLINE_S = 120.0
-_GIVE_UP_S = 1.0
-"""A registry that is coming up notices within a tenth of it that the cycle has failed."""
+_LOOK_S = 0.05
+_GIVE_UP_S, _END_SERVER_S = 1.0, 20.0
+"""A registry that is coming up notices within a tenth of the first that the cycle has failed. On a machine that is busy its
+end takes longer, and is waited for: what was left would come up with half its tables, if at all."""
 
 
 def retrain_once(
@@ -100,14 +103,17 @@ def _beside(work: Callable[[Wanted], Registry]) -> Iterator[Future[Registry]]:
         except BaseException as exc:
             found.set_exception(exc)
 
-    thread = threading.Thread(target=run, name="registry-opener", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="registry-opener", daemon=True).start()
     try:
         yield found
-        thread.join()
+        # Not for the thread: after a Ctrl-C in its `join` Python 3.11 takes it for ended, and so would the wait below.
+        wait([found])
     except BaseException:
         failed.set()
-        thread.join(_GIVE_UP_S)
+        wait([found], _GIVE_UP_S)
+        end_s = time.monotonic() + _END_SERVER_S
+        while not found.done() and registry_is_starting() and time.monotonic() < end_s:
+            wait([found], _LOOK_S)
         raise
 
 

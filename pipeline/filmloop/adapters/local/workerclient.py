@@ -34,6 +34,7 @@ _STATUS_S = 1.0
 _AT_ONCE_S = 0.2
 _PAUSE_S = 0.02
 _SPAWN_S = 30.0
+_LOADS_S = 60.0
 _SPAWNS = 3
 _LOG_BYTES = 1 << 20
 _SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -236,10 +237,16 @@ class WarmWorker:
 
         Raises:
             ConfigError: the folder is open to others.
-            TransientError: one is alive already that somebody runs, or that is still loading.
+            TransientError: one is alive already that somebody runs, or that does not answer.
         """
         private_folder(self.folder)
-        if self.status().get("stands_in"):
+        found = wait_until(
+            lambda: None if (told := self.status())["state"] == "starting" else told,
+            deadline_s=_LOADS_S,
+            what="An answer of the warm worker that is alive",
+            hint=f"See {self.folder / WORKER_LOG}; `filmloop worker stop` ends it.",
+        )
+        if found.get("stands_in"):
             self.stop()  # it would have this one come back in vain for as long as it is not idle
         if is_held(self.folder / LOCK):
             raise TransientError("A warm worker is alive already.", hint="`filmloop worker stop` ends it.")

@@ -15,6 +15,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ _TAIL_LINES = 12
 _log = logging.getLogger(__name__)
 # Popen objects of servers that this process started: polled, so that a dead one is no zombie for ever.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+_starting: set[int] = set()
 
 Announce = Callable[[str], None]
 Wanted = Callable[[], bool]
@@ -101,6 +103,11 @@ def ensure_server(
         hint=f"See {_log_file(home)}.",
         cap_s=0.25,
     )
+
+
+def is_starting() -> bool:
+    """Whether a thread of this process has a server on its way, which nobody may find half made."""
+    return bool(_starting)
 
 
 def require_host(section: Section) -> None:
@@ -175,7 +182,18 @@ def _start(home: Home, section: Section, announce: Announce, wanted: Wanted) -> 
         _end(last)
     began_s, is_new = time.monotonic(), not database_of(home).exists()
     announce("Starting the MLflow server (5 s or so) ...")
-    for port in _ports(section, last):
+    _starting.add(threading.get_ident())
+    try:
+        uri = _first_up(home, section, _ports(section, last), wanted, is_new=is_new)
+    finally:
+        _starting.discard(threading.get_ident())
+    _log.info("MLflow server at %s after %.1f s", uri, time.monotonic() - began_s)
+    return uri
+
+
+def _first_up(home: Home, section: Section, ports: list[int], wanted: Wanted, *, is_new: bool) -> str:
+    """The address of a server, at the first of the ports that it comes up at; one that does not come up is ended."""
+    for port in ports:
         record = _launch(home, section, port)
         try:
             came_up = _came_up(section, record, section.start_deadline_s, wanted)
@@ -183,7 +201,6 @@ def _start(home: Home, section: Section, announce: Announce, wanted: Wanted) -> 
             _give_up(home, section, record, is_new=is_new)
             raise
         if came_up:
-            _log.info("MLflow server at %s after %.1f s", record.uri, time.monotonic() - began_s)
             return record.uri
         ended = not _alive(record)
         _give_up(home, section, record, is_new=is_new)
