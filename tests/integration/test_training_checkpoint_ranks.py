@@ -80,6 +80,7 @@ with joined_ranks() as ranks:
 """
 
 _KILLED = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends who is left, and this one has something to tell
 with joined_ranks() as ranks:
     checkpoints = Checkpoints(folder, job, ranks)
     checkpoints.save(state(1))
