@@ -35,6 +35,7 @@ _AT_ONCE_S = 0.2
 _PAUSE_S = 0.02
 _SPAWN_S = 30.0
 _LOADS_S = 60.0
+"""Until a worker has loaded it does not say what it is."""
 _SPAWNS = 3
 _LOG_BYTES = 1 << 20
 _SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

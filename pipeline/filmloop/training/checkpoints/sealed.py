@@ -18,9 +18,7 @@ SUMS = "SHA256SUMS"
 _log = logging.getLogger(__name__)
 
 
-def seal(
-    folder: Path, job: TrainJob, outline: Any, places: Mapping[str, Place], sums: Mapping[str, str]
-) -> None:  # fmt: skip
+def seal(folder: Path, job: TrainJob, outline: Any, places: Mapping[str, Place], sums: Mapping[str, str]) -> None:
     """Make a checkpoint of the parts in `folder`.
 
     Raises:

@@ -43,7 +43,27 @@ class _Stored(NamedTuple):
     sha256: str
 
 
-class PartWriter(StorageWriter):
+class _AsPlanned:
+    """What both sides of the interface leave as DCP planned it; each is made for one checkpoint, in a folder that it is told."""
+
+    def reset(self, checkpoint_id: object = None) -> None:
+        """There is no other checkpoint to turn to."""
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """As it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        """As they are."""
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
+        """None is found by its name."""
+        return False
+
+
+class PartWriter(_AsPlanned, StorageWriter):
     """Writes this rank's tensors to one file, durably.
 
     Args:
@@ -74,24 +94,8 @@ class PartWriter(StorageWriter):
         places = {name: _place(metadata.state_dict_metadata[name], at.part) for name, at in stored.items()}
         self._seal(places, {at.part: at.sha256 for at in stored.values()})
 
-    def reset(self, checkpoint_id: object = None) -> None:
-        """One writer writes one checkpoint."""
 
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """As it is."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """As they are."""
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
-        """Writers are made for a folder, not found by its name."""
-        return False
-
-
-class PartReader(StorageReader):
+class PartReader(_AsPlanned, StorageReader):
     """Reads tensors from the files that they are in.
 
     Args:
@@ -123,24 +127,8 @@ class PartReader(StorageReader):
                     planner.commit_tensor(item, target)
         return _done(None)
 
-    def reset(self, checkpoint_id: object = None) -> None:
-        """One reader reads one checkpoint."""
-
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_args: Any, **_kwargs: Any) -> None:
         """Nothing depends on who this is."""
-
-    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """As it is."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """As they are."""
-        return plans
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
-        """Readers are made for a folder, not found by its name."""
-        return False
 
 
 def _tensor(data: object) -> Tensor:
