@@ -21,7 +21,9 @@ from filmloop.adapters.local.runfolder import Launch
 from filmloop.adapters.local.workerclient import WarmWorker
 from filmloop.adapters.local.workerline import LOCK, SOCKET, WORKER_LOG, at, private_folder
 from filmloop.config.schema import LocalLauncher as LauncherSection
+from filmloop.core.documents import TrainJob
 from filmloop.core.retry import wait_until
+from filmloop.ports.launcher import Launcher
 from filmloop.testing.contracts import launcher as launching
 from rigs.warm import gone, kill, ready
 
@@ -62,6 +64,14 @@ def pids_in_log(handle: str) -> tuple[int, int]:
     return int(found[-1][0]), int(found[-1][1])
 
 
+def waiting_job(site: launching.LauncherSite) -> tuple[TrainJob, Launcher, str]:
+    """A job that runs until it is told to go on, its launcher and its handle."""
+    job, launcher = site.job("wait"), site.make()
+    handle = launcher.submit(job)
+    launching.started(job)
+    return job, launcher, handle
+
+
 def in_the_foreground(worker: WarmWorker) -> subprocess.Popen[str]:
     """As `filmloop worker run` is."""
     script = "import pathlib, sys; from filmloop.adapters.local.workerclient import WarmWorker\n"
@@ -78,9 +88,7 @@ def is_cold(handle: str) -> bool:
 def test_a_job_outlives_the_worker_and_the_next_one_gets_a_new_worker(tmp_path: Path, make: Make) -> None:
     worker = make()
     site = site_of(tmp_path, worker)
-    job, launcher = site.job("wait"), site.make()
-    handle = launcher.submit(job)
-    launching.started(job)
+    job, launcher, handle = waiting_job(site)
     first = ready(worker)
     kill(first)
     gone(worker)
@@ -271,10 +279,7 @@ def test_an_idle_worker_and_one_without_its_folder_end(tmp_path: Path, make: Mak
 
 def test_a_worker_that_somebody_runs_takes_the_place_of_one_that_a_caller_started(tmp_path: Path, make: Make) -> None:
     worker = make()
-    site = site_of(tmp_path, worker)
-    job, launcher = site.job("wait"), site.make()
-    handle = launcher.submit(job)
-    launching.started(job)
+    job, launcher, handle = waiting_job(site_of(tmp_path, worker))
     started = ready(worker)
     with in_the_foreground(worker) as first:
         wait_until(lambda: worker.status().get("pid") == first.pid or None, deadline_s=300, what="the one that is run")
