@@ -1,4 +1,4 @@
-"""One stage of the edge in a process of its own: `python -m filmloop.edge_stage ROLE RING`, started by the edge service.
+"""One stage of the edge in a process of its own: `python -m filmloop.edge_stage PLACE RING`, started by the edge service.
 
 What it does stands on the ring's own page: site file, resolved configuration and state folder.
 """
@@ -21,6 +21,7 @@ from filmloop.core import log
 from filmloop.core.errors import FilmloopError
 from filmloop.edge.hosts import STOP_SIGNALS, take_over
 from filmloop.edge.news import News
+from filmloop.edge.ring import SEATS
 from filmloop.edge.stages.base import Stage
 from filmloop.edge.stages.source import SourceStage
 
@@ -32,22 +33,25 @@ _SWITCH_S = 2e-4
 the watcher, who reads and rewrites graphs of new weights: p99 of a batch in the meantime 19 instead of 9 ms."""
 
 
-def make_stage(role: str, ring: FrameRing) -> Stage:
-    """The stage for `role`; only what it needs is imported."""
+def make_stage(place: str, ring: FrameRing) -> Stage:
+    """The stage that sits there; only what it needs is imported."""
     spec = ring.spec.read()
     config, home = parse_site(spec["config"]), Home(Path(spec["home"]))
     site, live = Site(file=Path(spec["site_file"]), config=config, home=home), config.source.live
-    if role == "source":
+    if place == "source":
         return SourceStage(ring, open_source(site), config.edge, live=live, until=spec["until"], stay=spec["stay"])
-    if role == "inference":
+    if place in SEATS:
         from filmloop.edge.control import take_look
         from filmloop.edge.drift import DriftMonitor
         from filmloop.edge.models import ModelStore
         from filmloop.edge.stages.inference import InferenceStage
+        from filmloop.edge.stages.seated import SeatedInference
 
         registry = (lambda: open_registry(site, start=False)) if spec["with_registry"] else None
         drift = DriftMonitor(config.drift, home.edge_drift)
-        store, asked = ModelStore(config, home), partial(take_look, home)
+        store, asked = ModelStore(config, home, place=place), partial(take_look, home)
+        if spec["standby"] and registry is not None:
+            return SeatedInference(place, ring, config, store=store, registry=registry, drift=drift, asked=asked)
         return InferenceStage(ring, config, store=store, registry=registry, drift=drift, asked=asked)
     from filmloop.edge.stages.staging import StagingStage
 
@@ -55,26 +59,26 @@ def make_stage(role: str, ring: FrameRing) -> Stage:
     return StagingStage(ring, config, home=home, stream=site.stream, live=live, may_expire=ledger.may_expire)
 
 
-def run_stage(role: str, ring: FrameRing, make: Callable[[str, FrameRing], Stage]) -> int:
+def run_stage(place: str, ring: FrameRing, make: Callable[[str, FrameRing], Stage]) -> int:
     """Run one stage to its end; returns the exit code, and leaves an error of ours on the stage's board."""
     # Ctrl-C and systemd's SIGTERM reach the whole group.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
-        make(role, ring).main()
+        make(place, ring).main()
     except FilmloopError as exc:
-        News(ring.boards[role]).fatal(exc)
+        News(ring.boards[place]).fatal(exc)
         return exc.exit_code
     return 0
 
 
-def main(role: str, ring_words: str, make: Callable[[str, FrameRing], Stage] = make_stage) -> None:
+def main(place: str, ring_words: str, make: Callable[[str, FrameRing], Stage] = make_stage) -> None:
     """Be one stage of the service that started this process."""
     sys.setswitchinterval(_SWITCH_S)
     ring = take_over(ring_words)
     log.configure(level=int(ring.spec.read()["log_level"]))
-    code = run_stage(role, ring, make)
+    code = run_stage(place, ring, make)
     logging.shutdown()
     # Native runtimes may hang while they are taken down; everything that has to be durable is.
     os._exit(code)

@@ -72,7 +72,7 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
     """Swap `swaps` times while frames come at `rate_hz`."""
     site = bench_site(folder, rate_hz=rate_hz, edge={"watch_every_s": 0.05, "status_every_s": 0.1})
     edge = RunningEdge(site, folder, seeds=(1, 2), watched=True)
-    checker = KeyChecker(site.home.stage, _phases_of(edge))
+    checker = KeyChecker(site.home.stage, phases_of(edge))
     each = max(1, swaps // STRETCHES)
     swapping: list[list[int]] = []
     quiet: list[list[int]] = []
@@ -154,7 +154,7 @@ def _p99(stretches: list[list[int]]) -> float:
     return _percentile(stretches, 1)
 
 
-def _phases_of(edge: RunningEdge) -> dict[int, npt.NDArray[np.float32]]:
+def phases_of(edge: RunningEdge) -> dict[int, npt.NDArray[np.float32]]:
     """The keys that each version makes of the pool, by the runtime that serves and nothing else around it."""
     counts_NCE, phases = pool_NCE(), {}
     for version, bundle in enumerate(edge.bundles, start=1):

@@ -86,6 +86,10 @@ class EdgeSection(Section):
         "processes", description="what source, inference and staging run in; a stage in a process of its own can be "
         "restarted, threads share one interpreter"
     )  # fmt: skip
+    standby: bool = Field(
+        True, description="prepare new weights in a second process of inference, at a low priority, that then relieves the "
+        "first; off: beside the frames, in the one there is, for 300 MB less. Stages in processes on CPUs only"
+    )  # fmt: skip
     ring_mb: float = Field(
         128.0,
         gt=0,

@@ -59,17 +59,15 @@ class DriftMonitor:
         self._newest: Window | None = None
         self._least = 0.0
 
-    def switch(self, version: str, digest: str) -> None:
+    def switch(self, version: str, digest: str, *, relieves: bool = False) -> None:
         """From here on frames are scored by this version: what is normal for it is taken up again.
 
         An alarm and a correction are taken up by the first version of a process alone, which was live when the former
-        process ended. Of one that comes back later they would be as old as its leaving.
+        process ended. Of one that comes back later they would be as old as its leaving; `relieves` says that another
+        process served before this version did.
         """
-        first = not self._version
-        if self._alarm_since_utc:
-            self._alarm_since_utc, self._findings, self.gain, self._discarded = "", (), None, 0
-            self._remember()
-        self._forget()
+        first = not self._version and not relieves
+        self.leave()
         self._version, self._digest = version, digest
         memory = self._keeper.read(version, digest)
         if memory is None or not memory.windows:
@@ -89,6 +87,13 @@ class DriftMonitor:
             self._detector.resume()
             self._alarm_since_utc, self._findings = memory.alarm_since_utc, memory.findings
             self.gain = memory.gain if self._section.correct_gain else None
+
+    def leave(self) -> None:
+        """The version is live no more: its alarm ends with it."""
+        if self._alarm_since_utc:
+            self._alarm_since_utc, self._findings, self.gain, self._discarded = "", (), None, 0
+            self._remember()
+        self._forget()
 
     def observe(self, counts_NCE: npt.NDArray[np.uint8], nll_N: npt.NDArray[np.float64]) -> None:
         """Take scored frames; tests a window when one is full. Without a beam nothing is. Some 30 us a frame."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from filmloop.core import errors
 from filmloop.core.errors import FilmloopError
-from filmloop.edge.ring import ROLES, FrameRing, RingLayout
+from filmloop.edge.ring import PLACES, SEATS, FrameRing, RingLayout
 from filmloop.edge.stages.base import Stage
 
 _log = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ class Host(Protocol):
     """One stage at work.
 
     Attributes:
-        role: Which one.
+        place: Where it sits at the ring.
         can_restart: Whether `start` may be called again after the stage has died.
         pid: Its process, if that is its own, else 0.
     """
 
-    role: str
+    place: str
     can_restart: bool
 
     @property
@@ -65,20 +65,20 @@ class ThreadHost:
     """A stage in a thread: it cannot be killed, and shares the interpreter with the others.
 
     Args:
-        role: Which stage.
+        place: Where it sits at the ring.
         make: Makes it, in its thread.
     """
 
     can_restart, pid = False, 0
 
-    def __init__(self, role: str, make: Callable[[], Stage]) -> None:
-        self.role, self._make = role, make
+    def __init__(self, place: str, make: Callable[[], Stage]) -> None:
+        self.place, self._make = place, make
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def start(self) -> None:
         """See `Host`."""
-        self._thread = threading.Thread(target=self._run, name=self.role, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.place, daemon=True)
         self._thread.start()
 
     def is_alive(self) -> bool:
@@ -107,15 +107,15 @@ class ProcessHost:
     """A stage in a process of its own; it dies with this one.
 
     Args:
-        role: Which stage.
+        place: Where it sits at the ring.
         ring: The ring, which it inherits.
-        argv: The command that runs a stage; role and descriptors are added.
+        argv: The command that runs a stage; place and descriptors are added.
     """
 
     can_restart = True
 
-    def __init__(self, role: str, ring: FrameRing, argv: Sequence[str]) -> None:
-        self.role, self._ring, self._argv = role, ring, argv
+    def __init__(self, place: str, ring: FrameRing, argv: Sequence[str]) -> None:
+        self.place, self._ring, self._argv = place, ring, argv
         self._process: subprocess.Popen[bytes] | None = None
         self._starts, self._refusal = 0, ""
 
@@ -123,12 +123,14 @@ class ProcessHost:
         """See `Host`."""
         ring = self._ring
         self._starts += 1
-        self._ring.beats[ROLES.index(self.role)] = 0
+        self._ring.beats[PLACES.index(self.place)] = 0
+        if self.place in SEATS:
+            self._ring.ready[SEATS.index(self.place)] = 0
         # A signal to the whole group must not end a stage that still imports: blocked until it ignores them.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
-                [*self._argv, self.role, hand_over(ring)],
+                [*self._argv, self.place, hand_over(ring)],
                 stdin=subprocess.DEVNULL,
                 env=_ENVIRON | os.environ,
                 pass_fds=(ring.fd, *(bell.fd for bell in ring.bells.values())),
@@ -161,9 +163,9 @@ class ProcessHost:
 
         A stage that never came up is another matter: that is for the operator to see at once.
         """
-        told = self._ring.boards[self.role].read().get("fatal")
+        told = self._ring.boards[self.place].read().get("fatal")
         error = error_of(told) if told else None
-        came_up = self._ring.beats[ROLES.index(self.role)] or self._starts > 1
+        came_up = self._ring.beats[PLACES.index(self.place)] or self._starts > 1
         return None if error is not None and error.retryable and came_up else error
 
     def how_it_ended(self) -> str:
@@ -180,7 +182,7 @@ def hand_over(ring: FrameRing) -> str:
     """All that a child needs to map the ring, in one word of its command line."""
     layout = ring.layout
     words = {
-        "fd": ring.fd, "bells": {role: bell.fd for role, bell in ring.bells.items()},
+        "fd": ring.fd, "bells": {place: bell.fd for place, bell in ring.bells.items()},
         "frames": layout.frames, "frame_shape": layout.frame_shape, "labelled": layout.labelled, "parent": os.getpid(),
     }  # fmt: skip
     return json.dumps(words, separators=(",", ":"))
@@ -193,7 +195,7 @@ def take_over(text: str) -> FrameRing:
     words = json.loads(text)
     _die_with(words["parent"])
     layout = RingLayout(frames=words["frames"], frame_shape=tuple(words["frame_shape"]), labelled=words["labelled"])
-    return FrameRing(layout, words["fd"], {role: Bell(fd) for role, fd in words["bells"].items()})
+    return FrameRing(layout, words["fd"], {place: Bell(fd) for place, fd in words["bells"].items()})
 
 
 def error_of(told: dict[str, object]) -> FilmloopError:

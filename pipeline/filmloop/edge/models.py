@@ -68,16 +68,18 @@ class ModelStore:
         config: The site.
         home: Its state folder.
         dense: Whether somebody wants the rates of every frame.
+        place: Who brings bundles in here: two may at the same time.
 
     Attributes:
         wanted: What is asked of every batch; a version is tried on this way.
     """
 
-    def __init__(self, config: SiteConfig, home: Home, *, dense: bool = False) -> None:
+    def __init__(self, config: SiteConfig, home: Home, *, dense: bool = False, place: str = "inference") -> None:
         self._config = config
         self.wanted = Wanted(dense=dense, surprise=config.staging.stages_surprising)
         self._weights = home.weights
         self._folder, self._live = home.edge_models, home.edge / "live.json"
+        self._incoming = self._folder / f".incoming-{place}"
         self._choices = home.edge / "runtime.json"
 
     def fetch(self, registry: Registry, info: VersionInfo) -> Proven:
@@ -100,7 +102,7 @@ class ModelStore:
                 return self.prove(kept, version=info.version, digest=info.bundle_digest)
             except VerificationError as exc:
                 _log.info("the kept bundle of version %s is of no use, fetching it again: %s", info.version, exc)
-        incoming = self._folder / ".incoming"
+        incoming = self._incoming
         with disk_errors(incoming):
             shutil.rmtree(incoming, ignore_errors=True)
             incoming.mkdir(parents=True)

@@ -6,7 +6,9 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
@@ -14,7 +16,7 @@ from filmloop.core.clock import utc_now
 from filmloop.core.documents import Accounting
 from filmloop.core.log import Limited
 from filmloop.edge.metrics import write_metrics
-from filmloop.edge.ring import ROLES, UNSTAGED, FrameRing
+from filmloop.edge.ring import PLACES, SEATS, UNSTAGED, FrameRing
 from filmloop.edge.status import EdgeStatus, State, write_status
 from filmloop.edge.supervisor import Supervisor
 from filmloop.edge.tally import NO_MODEL, PASSED, STOPPED, add_reasons
@@ -25,8 +27,9 @@ _RATE_WINDOW_S = 3.0
 _SWAP_S = 0.05
 """A swap is told at once, whoever waits for it; the rest every `edge.status_every_s`."""
 
-_SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "latency_counts", "runtime", "version", "version_since_utc", "swaps",
-         "swaps_refused", "choice", "quality", "input", "drift")  # fmt: skip
+_SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "runtime", "version", "version_since_utc", "choice", "quality",
+         "input", "drift")  # fmt: skip
+_COUNTED = ("swaps", "swaps_refused")
 
 
 def accounting_of(ring: FrameRing) -> Accounting:
@@ -43,6 +46,16 @@ def accounting_of(ring: FrameRing) -> Accounting:
         frames_missing=source["missing"],
         frames_out_of_order=source["out_of_order"],
     )
+
+
+def _said_of_inference(boards: Mapping[str, Mapping[str, Any]], serving: str) -> dict[str, Any]:
+    """What the seat that serves says of itself, and what both have counted."""
+    said = {name: boards[serving][name] for name in _SAID if boards[serving].get(name) is not None}
+    latency: Counter[str] = Counter()
+    for seat in SEATS:
+        latency.update(boards[seat].get("latency_counts") or {})
+    counted = {name: sum(boards[seat].get(name) or 0 for seat in SEATS) for name in _COUNTED}
+    return {**said, **counted, "latency_counts": dict(latency)}
 
 
 class Reporter(threading.Thread):
@@ -70,7 +83,7 @@ class Reporter(threading.Thread):
         every_s = self._config.edge.status_every_s
         told, next_s = None, time.monotonic() + every_s
         while not self._done.wait(min(every_s, _SWAP_S)):
-            version = self._ring.boards["inference"].read().get("version")
+            version = self._ring.boards[self._ring.serving].read().get("version")
             if version != told or time.monotonic() >= next_s:
                 told, next_s = version, time.monotonic() + every_s
                 self.write(self._state())
@@ -94,15 +107,15 @@ class Reporter(threading.Thread):
             self._trouble.worked("the status is written again")
 
     def _state(self) -> State:
-        if not self._ring.beats.all():
+        if not all(self._ring.beats[PLACES.index(place)] for place in ("source", self._ring.serving, "staging")):
             return "starting"
         return "drained" if self._ring.source.get("drained") else "running"
 
     def status(self, state: State) -> EdgeStatus:
         """The state of the edge now."""
         ring = self._ring
-        boards = {role: ring.boards[role].read() for role in ROLES}
-        said = {name: boards["inference"][name] for name in _SAID if boards["inference"].get(name) is not None}
+        boards = {place: ring.boards[place].read() for place in PLACES}
+        said = _said_of_inference(boards, ring.serving)
         problem_utc, problem = max(
             (self._supervisor.problem_utc, self._supervisor.problem),
             *((board.get("problem_utc") or "", board.get("problem") or "") for board in boards.values()),

@@ -1,7 +1,7 @@
 """The ring between the stages: frames, what became of them, and how far every stage is, in one block of shared memory.
 
     source writes      counts and what came with them, then moves `head`
-    inference writes   version, sort key, surprise of the frames up to `head`, then moves `done`
+    inference writes   version, sort key, surprise of the frames up to `head`, then moves `done`; of its two seats one serves
     staging reads      all of that up to `done`, then moves `taken`: these places are free again
 
 Cursors count frames and never turn back; frame number n lies at n modulo the length. Nothing is pickled and nothing
@@ -26,12 +26,18 @@ from filmloop.edge.bell import Bell
 from filmloop.edge.cells import Board, Cell
 
 ROLES = ("source", "inference", "staging")
+SEATS = ("inference", "inference_2")
+"""Of inference there are two in processes of their own: one serves, the other prepares the next version and then relieves it."""
+STANDBY = "standby"
+"""What the seat does that does not serve."""
+PLACES = ("source", *SEATS, "staging")
+"""Whoever sits at the ring, each with a heartbeat, a page of news and a bell; an edge in threads has one seat of inference."""
 
 CAME_WITH = ("frames_in", "missing", "out_of_order", "duplicate", "late", "bad_frame", "overflow")
 """Counted by the source; beside each frame they say what they were when it came, itself included."""
 
 SOURCE_FIELDS = ("head", "notes", "run_number", "last_pulse_id", "ended", "drained", *CAME_WITH)
-INFERENCE_FIELDS = ("done", "inferred", "no_model", "stopped", "ended")
+INFERENCE_FIELDS = ("done", "inferred", "no_model", "stopped", "ended", "seat")
 NOT_INFERRED = 2**32 - 1
 """In the place of a version: a stop was overdue, these frames go no further."""
 UNSTAGED = ("queue_full", "disk_full", "disk_error", "bad_frame", "stopped", "not_sampled", "staging_killed")
@@ -96,13 +102,13 @@ class RingLayout:
             "flags": ((self.frames,), "u1"), "arrived_ns": ((self.frames,), "i8"),
             "came_with": ((self.frames, len(CAME_WITH)), "i8"), "version": ((self.frames,), "u4"),
             "phase": ((self.frames,), "f4"), "surprise": ((self.frames,), "f4"),
-            "notes": ((NOTES, len(NOTE_FIELDS)), "i8"), "beats": ((len(ROLES),), "i8"),
+            "notes": ((NOTES, len(NOTE_FIELDS)), "i8"), "beats": ((len(PLACES),), "i8"), "ready": ((len(SEATS),), "i8"),
         }  # fmt: skip
         if self.labelled:
             columns["label"] = (image, "f4")
         for name, fields in _CELLS.items():
             columns[f"cell_{name}"] = ((Cell.words(fields),), "i8")
-        for name in (*ROLES, "spec"):
+        for name in (*PLACES, "spec"):
             columns[f"board_{name}"] = ((Board.bytes_for(_SPEC_BYTES if name == "spec" else _BOARD_BYTES),), "u1")
         return columns
 
@@ -116,14 +122,15 @@ class FrameRing:
     Args:
         layout: What it holds.
         fd: A descriptor of that memory; the mapping outlives it.
-        bells: One a stage, by role: rung when there is something for it to do.
+        bells: One a place: rung when there is something to do there.
 
     Attributes:
         counts_FCE: uint8 (F, C, E); the other columns are named alike.
         came_with_FK: int64 (F, len(CAME_WITH)).
-        beats: int64 (len(ROLES),), when each stage last showed life: monotonic ns, 0 before its first beat.
+        beats: int64 (len(PLACES),), when each place last showed life: monotonic ns, 0 before its first beat.
+        ready: int64 (len(SEATS),), the version that a seat is ready to serve with; 0 if it is not.
         source, inference, staging, control: Cells.
-        boards: A page of text for each role.
+        boards: A page of text for each place.
         spec: What the stages are to do, in words; written before the first one starts.
     """
 
@@ -143,9 +150,10 @@ class FrameRing:
         self.label_FCE: npt.NDArray[np.float32] | None = arrays.get("label")
         self.notes: npt.NDArray[np.int64] = arrays["notes"]
         self.beats: npt.NDArray[np.int64] = arrays["beats"]
+        self.ready: npt.NDArray[np.int64] = arrays["ready"]
         cells = {name: Cell(arrays[f"cell_{name}"], fields) for name, fields in _CELLS.items()}
         self.source, self.inference, self.staging, self.control = (cells[name] for name in _CELLS)
-        self.boards = {role: Board(arrays[f"board_{role}"]) for role in ROLES}
+        self.boards = {place: Board(arrays[f"board_{place}"]) for place in PLACES}
         self.spec = Board(arrays["board_spec"])
 
     @classmethod
@@ -153,7 +161,18 @@ class FrameRing:
         """A ring of zeros in memory without a name: it is gone with the last process that maps it, however that ends."""
         fd = os.memfd_create("filmloop-ring", os.MFD_CLOEXEC)
         os.ftruncate(fd, _size(layout))
-        return cls(layout, fd, {role: Bell.new() for role in ROLES})
+        return cls(layout, fd, {place: Bell.new() for place in PLACES})
+
+    def role(self, place: str) -> str:
+        """What is done there just now: one of `ROLES`, or `STANDBY`."""
+        if place not in SEATS:
+            return place
+        return "inference" if place == self.serving else STANDBY
+
+    @property
+    def serving(self) -> str:
+        """The place of the inference that serves."""
+        return SEATS[self.inference.get("seat")]
 
     def span(self, begin: int, end: int) -> slice:
         """The places from cursor `begin` on, to `end` or to the end of the ring."""

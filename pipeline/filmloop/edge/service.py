@@ -26,7 +26,8 @@ from filmloop.edge.hosts import Host, ProcessHost, ThreadHost
 from filmloop.edge.lock import only_edge
 from filmloop.edge.models import ModelStore
 from filmloop.edge.reporter import Reporter, accounting_of
-from filmloop.edge.ring import CAME_WITH, UNSTAGED, FrameRing, RingLayout
+from filmloop.edge.ring import CAME_WITH, SEATS, UNSTAGED, FrameRing, RingLayout
+from filmloop.edge.runtimes.machine import has_gpu_driver
 from filmloop.edge.stages.base import Stage
 from filmloop.edge.stages.inference import EdgeResult as EdgeResult
 from filmloop.edge.stages.inference import InferenceStage
@@ -107,10 +108,11 @@ class EdgeService:
             try:
                 frames_in = self._continue_where_it_ended(ring)
                 until = None if max_frames is None else frames_in + max_frames
-                ring.spec.write({**self._spec, "until": until, "stay": self._stay})
+                standby = self._has_standby()
+                ring.spec.write({**self._spec, "until": until, "stay": self._stay, "standby": standby})
                 supervisor = Supervisor(
                     ring,
-                    self._hosts(ring, until),
+                    self._hosts(ring, until, standby=standby),
                     stall_after_s=self._config.edge.stall_after_s,
                     live=self._config.source.live,
                 )
@@ -127,9 +129,10 @@ class EdgeService:
             finally:
                 ring.close()
 
-    def _hosts(self, ring: FrameRing, until: int | None) -> list[Host]:
+    def _hosts(self, ring: FrameRing, until: int | None, *, standby: bool) -> list[Host]:
         if self._argv:
-            return [ProcessHost(role, ring, self._argv) for role in ("staging", "inference", "source")]
+            seats = SEATS if standby else SEATS[:1]
+            return [ProcessHost(place, ring, self._argv) for place in ("staging", *seats, "source")]
         live = self._config.source.live
 
         def source() -> Stage:
@@ -158,6 +161,12 @@ class EdgeService:
 
         makers: dict[str, Callable[[], Stage]] = {"staging": staging, "inference": inference, "source": source}
         return [ThreadHost(role, make) for role, make in makers.items()]
+
+    def _has_standby(self) -> bool:
+        """Whether new weights are prepared in a process of their own: where there will be any, and no GPU to share."""
+        edge = self._config.edge
+        on_gpu = edge.runtime == "cuda" or (edge.runtime == "auto" and has_gpu_driver())
+        return bool(self._argv) and edge.standby and bool(self._spec.get("with_registry")) and not on_gpu
 
     def _continue_where_it_ended(self, ring: FrameRing) -> int:
         """Clean up after a crash and set the stages' counts to where the newest sealed shard ends."""

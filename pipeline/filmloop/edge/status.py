@@ -92,7 +92,7 @@ class EdgeStatus(Accounting):
     latency_p99_ms: float = 0.0
     latency_p999_ms: float = 0.0
     latency_counts: dict[str, int] = Field(default_factory=dict)
-    """Batches of this life of the inference stage by the time they took: bucket of `filmloop.edge.latency`, batches."""
+    """Batches of this life of the inference stage, of both its seats, by the time they took: bucket of `filmloop.edge.latency`, batches."""
     runtime: str = ""
     version: str = ""
     version_since_utc: str = ""
@@ -104,7 +104,7 @@ class EdgeStatus(Accounting):
     drift: DriftReport | None = None
     source: SourceTrouble | None = None
     stages: dict[str, int] = Field(default_factory=dict)
-    """Process id of each stage that has a process of its own."""
+    """Process id of each stage that has a process of its own, by what it does: `inference` serves, `standby` will."""
     restarts: dict[str, int] = Field(default_factory=dict)
     """How often each stage had to be started anew in this life of the edge."""
     last_problem: str = ""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from filmloop.core.clock import utc_now
 from filmloop.edge.hosts import Host
-from filmloop.edge.ring import ROLES, FrameRing
+from filmloop.edge.ring import PLACES, ROLES, SEATS, STANDBY, FrameRing
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Supervisor:
 
     Args:
         ring: The ring.
-        hosts: One a stage.
+        hosts: One a place that is taken.
         stall_after_s: A stage in a process that shows no life for so long is ended and started anew.
         live: Whether the source does not wait.
 
@@ -43,15 +43,15 @@ class Supervisor:
     """
 
     def __init__(self, ring: FrameRing, hosts: Sequence[Host], *, stall_after_s: float, live: bool = False) -> None:
-        self.restarts = dict.fromkeys(ROLES, 0)
+        self.restarts = dict.fromkeys((*ROLES, STANDBY) if len(hosts) > len(ROLES) else ROLES, 0)
         self.problem = self.problem_utc = ""
         self._ring, self._hosts, self._stall_after_s, self._live = ring, list(hosts), stall_after_s, live
-        self._cells = {"source": ring.source, "inference": ring.inference, "staging": ring.staging}
-        self._started_s = dict.fromkeys(ROLES, 0.0)
+        self._cells = {"source": ring.source, **dict.fromkeys(SEATS, ring.inference), "staging": ring.staging}
+        self._started_s = dict.fromkeys(PLACES, 0.0)
         self._again_at_s: dict[str, float] = {}
-        self._pause_s = dict.fromkeys(ROLES, 0.0)
+        self._pause_s = dict.fromkeys(PLACES, 0.0)
         # A batch of a large network may rightly take long: whoever was ended for it gets twice the time.
-        self._patience = dict.fromkeys(ROLES, 1.0)
+        self._patience = dict.fromkeys(PLACES, 1.0)
 
     def run(self, stop: threading.Event) -> None:
         """Start all stages; return when the data have ended or `stop` was set, and the last frame is accounted for.
@@ -67,7 +67,7 @@ class Supervisor:
             self._close_books()
 
     def _run(self, stop: threading.Event) -> None:
-        waiting = [host for host in self._hosts if host.role == "source"]
+        waiting = [host for host in self._hosts if host.place == "source" or self._stands_by(host)]
         for host in self._hosts:
             if host not in waiting:
                 self._start(host)
@@ -78,6 +78,9 @@ class Supervisor:
             if (stop.is_set() or failure is not None) and not self._ring.control.get("stop"):
                 self._tell(stop=1, hurry=0)
                 overdue_s = now_s + _FINISH_S
+                for host in self._hosts:
+                    if self._stands_by(host) and not self._is_up(host.place):
+                        host.kill()  # nobody waits until it has come up
                 if failure is None and not self._ring.source.get("head"):
                     waiting.clear()
                     self._drop_unborn()
@@ -86,8 +89,9 @@ class Supervisor:
             if now_s >= overdue_s + _FINISH_S / 2:
                 _log.error("a stage does not end: left behind, a restart continues after the last sealed shard")
                 break
-            if waiting and self._may_begin(failure):
-                self._start(waiting.pop())
+            for host in [host for host in waiting if self._may_begin(host, failure)]:
+                waiting.remove(host)
+                self._start(host)
             for host in self._hosts:
                 if host not in waiting:
                     failure = self._look_after(host, now_s, failure)
@@ -97,16 +101,27 @@ class Supervisor:
         if failure is not None:
             raise failure
 
-    def _may_begin(self, failure: BaseException | None) -> bool:
-        """Whether the source may: a live one should not deliver before somebody is there to take its frames."""
-        others_s = [self._started_s[host.role] for host in self._hosts if host.role != "source"]
-        up = all(self._ring.beats[ROLES.index(host.role)] for host in self._hosts if host.role != "source")
-        waited_s = time.monotonic() - min(others_s, default=0.0)
-        return up or waited_s > _BEGIN_S or failure is not None or self._ring.control.get("stop") != 0
+    def _may_begin(self, host: Host, failure: BaseException | None) -> bool:
+        """Whether one that waits may: a live source should not deliver before somebody is there to take its frames.
+
+        Whoever stands by has time: it begins when frames come, and not any more at a stop.
+        """
+        over = failure is not None or self._ring.control.get("stop") != 0
+        if self._stands_by(host):
+            return not over and self._is_up("source")
+        needed = [each.place for each in self._hosts if each.place != "source" and not self._stands_by(each)]
+        waited_s = time.monotonic() - min((self._started_s[place] for place in needed), default=0.0)
+        return all(map(self._is_up, needed)) or waited_s > _BEGIN_S or over
+
+    def _is_up(self, place: str) -> bool:
+        return bool(self._ring.beats[PLACES.index(place)])
+
+    def _stands_by(self, host: Host) -> bool:
+        return self._ring.role(host.place) == STANDBY
 
     def pids(self) -> dict[str, int]:
-        """Process id of each stage that runs in a process of its own."""
-        return {host.role: host.pid for host in self._hosts if host.pid}
+        """Process id of each stage that runs in a process of its own, by what it does just now."""
+        return {self._ring.role(host.place): host.pid for host in self._hosts if host.pid}
 
     def _look_after(self, host: Host, now_s: float, failure: BaseException | None) -> BaseException | None:
         """Start `host` anew if it died or hangs; returns what makes the edge end."""
@@ -116,40 +131,43 @@ class Supervisor:
             if host.can_restart and self._hangs(host, now_s):
                 host.kill()
             return failure
-        error = host.failure()
+        if self._stands_by(host) and self._ring.control.get("stop"):
+            return failure
+        error = None if self._stands_by(host) else host.failure()
         if error is not None or not host.can_restart:
             return failure or error
-        if host.role not in self._again_at_s:
-            self._say(f"{host.role} {host.how_it_ended()}, started anew")
-            came_up = self._ring.beats[ROLES.index(host.role)] > 0
-            pause_s = 0.0 if came_up else min(max(2 * self._pause_s[host.role], _AGAIN_FIRST_S), _AGAIN_CAP_S)
-            self._pause_s[host.role], self._again_at_s[host.role] = pause_s, now_s + pause_s
-        if now_s >= self._again_at_s[host.role]:
-            del self._again_at_s[host.role]
-            self.restarts[host.role] += 1
+        place, role = host.place, self._ring.role(host.place)
+        if place not in self._again_at_s:
+            self._say(f"{role} {host.how_it_ended()}, started anew")
+            pause_s = 0.0 if self._is_up(place) else min(max(2 * self._pause_s[place], _AGAIN_FIRST_S), _AGAIN_CAP_S)
+            self._pause_s[place], self._again_at_s[place] = pause_s, now_s + pause_s
+        if now_s >= self._again_at_s[place]:
+            del self._again_at_s[place]
+            self.restarts[role] += 1
             self._start(host)
         return failure
 
     def _start(self, host: Host) -> None:
-        self._started_s[host.role] = time.monotonic()
+        self._started_s[host.place] = time.monotonic()
         host.start()
 
     def _has_ended(self, host: Host) -> bool:
         """Whether the stage has done all its work, not merely stopped."""
-        return self._cells[host.role].get("ended") != 0 and not host.is_alive()
+        return self._cells[host.place].get("ended") != 0 and not host.is_alive()
 
     def _hangs(self, host: Host, now_s: float) -> bool:
-        beat_ns = int(self._ring.beats[ROLES.index(host.role)])
+        place = host.place
+        beat_ns = int(self._ring.beats[PLACES.index(place)])
         if not beat_ns:
-            return now_s - self._started_s[host.role] > max(_START_S, self._stall_after_s)
+            return now_s - self._started_s[place] > max(_START_S, self._stall_after_s)
         silent_s = now_s - beat_ns / 1e9
-        allowed_s = self._stall_after_s * self._patience[host.role]
-        if host.role == "staging" and self._live and self._is_full():
+        allowed_s = self._stall_after_s * self._patience[place]
+        if place == "staging" and self._live and self._is_full():
             allowed_s = min(allowed_s, _URGENT_S)
         if silent_s <= allowed_s:
             return False
-        self._patience[host.role] = min(2 * self._patience[host.role], _MOST_PATIENCE)
-        self._say(f"{host.role} shows no life for {silent_s:.1f} s, ended by force")
+        self._patience[place] = min(2 * self._patience[place], _MOST_PATIENCE)
+        self._say(f"{self._ring.role(place)} shows no life for {silent_s:.1f} s, ended by force")
         return True
 
     def _is_full(self) -> bool:
@@ -179,15 +197,15 @@ class Supervisor:
     def _drop_unborn(self) -> None:
         """At a stop before the first frame nobody waits for a stage that still imports or was not started yet."""
         for host in self._hosts:
-            if host.can_restart and not self._ring.beats[ROLES.index(host.role)]:
+            if host.can_restart and not self._is_up(host.place):
                 host.kill()
         self._write_off()
 
     def _write_off(self) -> None:
         """A stage that is gone for good ends its part no more: those behind it finish what is there."""
         for host in self._hosts:
-            if not host.is_alive() and not self._has_ended(host):
-                cell = self._cells[host.role]
+            if not host.is_alive() and not self._has_ended(host) and not self._stands_by(host):
+                cell = self._cells[host.place]
                 cell.write({**cell.read(), "ended": 1})
                 for bell in self._ring.bells.values():
                     bell.ring()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from filmloop.core.documents import VersionInfo
 from filmloop.core.errors import DataError, FilmloopError, TransientError
@@ -23,19 +24,35 @@ _REFUSED_FIRST_S, _REFUSED_CAP_S = 30.0, 600.0
 _ASKED_EVERY_S = 0.05
 
 
-class Offer:
-    """One place for the next version: the watcher puts it there, the inference loop takes it between two batches."""
+Key = tuple[str, str]
+"""Of a version: its number and the digest of its bundle."""
+Load = Callable[[Callable[[], Proven]], Proven]
+"""Calls what loads a version, in its own way."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+
+def at_once(work: Callable[[], Proven]) -> Proven:
+    """The plain way to load."""
+    return work()
+
+
+class Offer:
+    """One place for the next version: the watcher puts it there, the inference loop takes it between two batches.
+
+    Args:
+        wake: Called when there is one.
+    """
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        self._lock, self._wake = threading.Lock(), wake
         self._proven: Proven | None = None
-        self._refused: tuple[str, str] | None = None
+        self._refused: Key | None = None
         self._retired: deque[InferenceRuntime] = deque()
 
     def put(self, proven: Proven) -> bool:
         """Offer a version; says whether there was one that was not taken yet, which is forgotten."""
         with self._lock:
             former, self._proven = self._proven, proven
+        self._wake()
         if former is not None:
             former.runtime.close()
         return former is not None
@@ -62,7 +79,7 @@ class Offer:
         while self._retired:
             self._retired.popleft().close()
 
-    def take_refused(self) -> tuple[str, str] | None:
+    def take_refused(self) -> Key | None:
         """(version, bundle digest) of what was refused since the last call."""
         refused, self._refused = self._refused, None
         return refused
@@ -71,9 +88,6 @@ class Offer:
 class ModelWatcher(threading.Thread):
     """Polls the registry. Whatever goes wrong there, the live version stays.
 
-    Its thread has the priority of the others. A lower one for the time of compiling brought nothing (p99 of a batch 64 ms
-    against 56 at back-to-back swaps), and threads that a runtime makes meanwhile would have to be raised again.
-
     Args:
         store: Fetches, proves and keeps bundles.
         registry: Makes the registry client; called again after every failure.
@@ -81,7 +95,9 @@ class ModelWatcher(threading.Thread):
         news: Where problems and refusals are told.
         every_s: Pause between two looks.
         asked: Whether somebody asked for a look since the last call: then the pause ends.
-        live: (version, bundle digest) that the edge started with.
+        live: (version, bundle digest) that serves.
+        load: Calls what loads a version. Beside frames in the same process a lower priority would do harm: whoever holds
+            Python's lock must not wait for the others.
     """
 
     def __init__(
@@ -92,16 +108,18 @@ class ModelWatcher(threading.Thread):
         offer: Offer,
         news: News,
         every_s: float,
-        live: tuple[str, str] | None,
+        live: Key | None,
         asked: Callable[[], bool] = lambda: False,
+        load: Load = at_once,
     ) -> None:
         super().__init__(name="model-watcher", daemon=True)
+        self._load = load
         self._store, self._connect, self._offer, self._asked = store, registry, offer, asked
         self._news, self._every_s, self._current = news, every_s, live
-        self._former: tuple[str, str] | None = None
+        self._former: Key | None = None
         self._registry: Registry | None = None
-        self._to_remember: tuple[str, str] | None = None
-        self._refused: tuple[str, str] | None = None
+        self._to_remember: Key | None = None
+        self._refused: Key | None = None
         self._refused_pause_s, self._refused_until_s = 0.0, 0.0
         self._done = threading.Event()
         self._trouble, self._disk_trouble = Limited(_log), Limited(_log)
@@ -132,8 +150,12 @@ class ModelWatcher(threading.Thread):
                 return
 
     def finish(self) -> None:
-        """Look no more. A download under way is left behind: it lies in `.incoming`, where nobody looks."""
+        """Look no more. A download under way is left behind: it lies in `.incoming-*`, where nobody looks."""
         self._done.set()
+
+    def serves(self, live: Key | None) -> None:
+        """Another version serves than before, not one that was offered from here."""
+        self._current = live
 
     def look(self) -> None:
         """Look at the alias once; offer what is new and proven.
@@ -162,11 +184,14 @@ class ModelWatcher(threading.Thread):
         if key == self._current or (key == self._refused and time.monotonic() < self._refused_until_s):
             return
         try:
-            proven = self._store.fetch(self._registry, info)
+            proven = self._load(partial(self._store.fetch, self._registry, info))
         except TransientError:
             raise
         except DataError as exc:
             self._refuse(key, info, exc)
+            return
+        if self._done.is_set():
+            proven.runtime.close()
             return
         if not self._offer.put(proven):
             self._former = self._current
@@ -192,13 +217,13 @@ class ModelWatcher(threading.Thread):
             self._to_remember = None
             self._disk_trouble.worked("the live version is remembered")
 
-    def _refuse(self, key: tuple[str, str], info: VersionInfo, exc: DataError) -> None:
+    def _refuse(self, key: Key, info: VersionInfo, exc: DataError) -> None:
         self._pause_for(key)
         self._news.more("swaps_refused")
         self._news.problem(f"version {info.version} refused: {exc.message}")
         _log.error("version %s refused, %s: %s %s", info.version, self._what_stays(), exc, exc.hint)
 
-    def _pause_for(self, key: tuple[str, str]) -> None:
+    def _pause_for(self, key: Key) -> None:
         again = key == self._refused
         self._refused_pause_s = min(self._refused_pause_s * 2, _REFUSED_CAP_S) if again else _REFUSED_FIRST_S
         self._refused, self._refused_until_s = key, time.monotonic() + self._refused_pause_s

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from filmloop import edge_stage
 from filmloop.config.loader import parse_site
 from filmloop.config.paths import Home
+from filmloop.edge.ring import SEATS
 from filmloop.testing.fakes import FolderRegistry
 
 if TYPE_CHECKING:
@@ -16,17 +17,21 @@ if TYPE_CHECKING:
     from filmloop.edge.stages.base import Stage
 
 
-def make_stage(role: str, ring: FrameRing) -> Stage:
+def make_stage(place: str, ring: FrameRing) -> Stage:
     """As a site's, but that the registry is the folder `registry` of the spec."""
     spec = ring.spec.read()
-    if role != "inference" or not spec["with_registry"]:
-        return edge_stage.make_stage(role, ring)
+    if place not in SEATS or not spec["with_registry"]:
+        return edge_stage.make_stage(place, ring)
     from filmloop.edge.models import ModelStore
     from filmloop.edge.stages.inference import InferenceStage
+    from filmloop.edge.stages.seated import SeatedInference
 
     config, home = parse_site(spec["config"]), Home(Path(spec["home"]))
     folder = Path(spec["registry"])
-    return InferenceStage(ring, config, store=ModelStore(config, home), registry=lambda: FolderRegistry(folder))
+    store = ModelStore(config, home, place=place)
+    if spec["standby"]:
+        return SeatedInference(place, ring, config, store=store, registry=lambda: FolderRegistry(folder))
+    return InferenceStage(ring, config, store=store, registry=lambda: FolderRegistry(folder))
 
 
 if __name__ == "__main__":

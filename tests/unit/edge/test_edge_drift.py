@@ -181,6 +181,27 @@ def test_an_alarm_that_was_not_taken_up_is_not_kept_for_the_next_process_either(
         assert monitor.gain is None
 
 
+def test_an_alarm_of_before_is_not_taken_up_by_a_process_that_relieves_another_one(learned, tmp_path):
+    show(learned, weak(frames(1024, 256)))
+    learned.finish()
+    monitor = DriftMonitor(SECTION, tmp_path / "drift")
+    monitor.switch("3", "a" * 64, relieves=True)
+    assert monitor.report().nll_reference is not None, "what is normal is known all the same"
+    assert (monitor.report().alarm, monitor.gain) == (False, None)
+
+
+def test_an_alarm_ends_when_the_version_is_left_to_another_process(learned, tmp_path):
+    show(learned, weak(frames(1024, 256)))
+    assert learned.report().alarm
+    learned.leave()
+    assert (learned.report().alarm, learned.gain) == (False, None)
+    learned.finish()
+    again = DriftMonitor(SECTION, tmp_path / "drift")
+    again.switch("3", "a" * 64)
+    assert again.report().nll_reference is not None
+    assert not again.report().alarm
+
+
 WANDERING = [62.0, 70.0, 78.0, 62.0]
 """Photon energies of consecutive halves of a reference."""
 

@@ -11,87 +11,13 @@ import pytest
 from filmloop.config.schema import DriftSection
 from filmloop.core.errors import VerificationError
 from filmloop.edge.drift import DriftMonitor
-from filmloop.edge.models import Proven
 from filmloop.edge.ring import NOT_INFERRED, FrameRing, RingLayout
 from filmloop.edge.stages.inference import InferenceStage
 from filmloop.edge.swap import ModelWatcher
 from filmloop.ports.registry import CHAMPION
-from filmloop.ports.runtime import Inferred, Wanted
 from filmloop.testing.edge import FRAME_SHAPE, pool, small_site
-from filmloop_models.catalog import get as get_model
+from rigs.inference import GOLDEN_NCE, SORT_KEY, Gain, Store, feed, proven
 from rigs.waiting import until
-
-GOLDEN_NCE = pool()[:8]
-SORT_KEY = get_model("mixer").sort_key
-
-
-class Gain:
-    """A network that multiplies; its batches take as long as they are told to."""
-
-    name, batch_frames, most_frames = "gain", 32, 32
-
-    def __init__(self, version, gain, *, lanes=1, served=None, turned=0.0, pause_s=0.0):
-        self.turned = turned
-        self.version, self.gain, self.lanes, self.pause_s = version, gain, lanes, pause_s
-        self.served = gain if served is None else served
-        self.started, self.closed = [], 0
-
-    def infer(self, counts_NCE):
-        return np.asarray(counts_NCE, np.float32) * np.float32(self.gain)
-
-    def start(self, counts_NCE, *, dense=False, surprise=False):
-        if isinstance(self.served, Exception):
-            raise self.served
-        assert not self.closed, "frames for a runtime that is closed"
-        self.started.append(len(counts_NCE))
-        return Batch(self, counts_NCE, dense)
-
-    def close(self):
-        self.closed += 1
-
-
-class Batch:
-    def __init__(self, runtime, counts_NCE, dense):
-        self.runtime, self.counts_NCE, self.dense = runtime, counts_NCE, dense
-
-    def result(self):
-        time.sleep(self.runtime.pause_s)
-        assert not self.runtime.closed, "a result of a runtime that is closed"
-        rate_NCE = self.counts_NCE.astype(np.float32) * np.float32(self.runtime.served)
-        phase_N = SORT_KEY(rate_NCE) + np.float32(self.runtime.turned)
-        return Inferred(phase_N=phase_N, rate_NCE=rate_NCE if self.dense else None)
-
-
-def proven(runtime):
-    """As the store proves: by `infer`, which a liar answers truly."""
-    return Proven(
-        runtime=runtime,
-        digest=f"d{runtime.version}",
-        counts_NCE=GOLDEN_NCE,
-        golden_NCE=runtime.infer(GOLDEN_NCE),
-        tolerance=1e-3,
-    )
-
-
-class Store:
-    """A model store with nothing in it but what the test says."""
-
-    wanted = Wanted(dense=True)
-
-    def __init__(self, live=None, versions=()):
-        self.live, self.versions = live, {version.runtime.version: version for version in versions}
-        self.remembered_as = []
-
-    def remembered(self):
-        if isinstance(self.live, Exception):
-            raise self.live
-        return self.live
-
-    def fetch(self, registry, info):
-        return self.versions[info.version]
-
-    def remember(self, version, digest):
-        self.remembered_as.append(version)
 
 
 @pytest.fixture
@@ -129,16 +55,7 @@ class Working:
             raise self.failure
 
     def feed(self, frames, counts_NCE=None):
-        ids = np.arange(self.head, self.head + frames)
-        at = ids % self.ring.frames
-        self.ring.pulse_id_F[at], self.ring.counts_FCE[at] = (
-            ids,
-            (pool() if counts_NCE is None else counts_NCE)[ids % 64],
-        )
-        self.ring.run_number_F[at], self.ring.arrived_ns_F[at] = 1, time.monotonic_ns()
-        self.head += frames
-        self.ring.source.write({**self.ring.source.read(), "head": self.head})
-        self.ring.bells["inference"].ring()
+        self.head = feed(self.ring, self.head, frames, counts_NCE)
 
     def end(self):
         self.ring.source.write({**self.ring.source.read(), "ended": 1})
@@ -155,7 +72,8 @@ def keys(frames):
 def test_every_frame_gets_the_version_and_the_key_of_the_weights_that_made_them(ring):
     with Working(ring, Store(proven(Gain("7", 2.0)))) as work:
         work.feed(1000)
-    assert ring.inference.read() == {"done": 1000, "inferred": 1000, "no_model": 0, "stopped": 0, "ended": 1}
+    told = ring.inference.read()
+    assert told == {"done": 1000, "inferred": 1000, "no_model": 0, "stopped": 0, "ended": 1, "seat": 0}
     assert (ring.version_F[:1000] == 7).all()
     np.testing.assert_allclose(ring.phase_F[:1000], keys(1000), atol=1e-5)
     assert work.news()["version"] == "7"

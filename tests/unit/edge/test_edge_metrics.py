@@ -12,7 +12,7 @@ from filmloop.drift.gain import Gain
 from filmloop.drift.report import DriftReport
 from filmloop.edge.metrics import metrics_text, write_metrics
 from filmloop.edge.reporter import Reporter, accounting_of
-from filmloop.edge.ring import ROLES, FrameRing, RingLayout
+from filmloop.edge.ring import PLACES, ROLES, SEATS, FrameRing, RingLayout
 from filmloop.edge.status import EdgeStatus, InputStatistics, Quality, read_status
 from filmloop.edge.supervisor import Supervisor
 from filmloop.testing.edge import small_site
@@ -186,6 +186,25 @@ def test_the_newest_problem_of_all_is_told_and_news_that_lack_it_harm_nothing(tm
     assert told.version == "7"
 
 
+def test_the_seat_that_serves_is_told_of_and_what_both_have_counted(tmp_path, ring):
+    reporter = Reporter(
+        config=small_site(),
+        home=Home(tmp_path),
+        stream="t",
+        ring=ring,
+        supervisor=Supervisor(ring, [], stall_after_s=1.0),
+    )
+    first = {"version": "8", "runtime": "torch", "swaps": 3, "swaps_refused": 1, "latency_counts": {"5": 2, "6": 1}}
+    second = {"version": "9", "runtime": "torch", "swaps": 2, "latency_counts": {"6": 4}, "latency_p99_ms": 4.5}
+    ring.boards[SEATS[0]].write(first)
+    ring.boards[SEATS[1]].write(second)
+    assert reporter.status("running").version == "8"
+    ring.inference.write({**ring.inference.read(), "seat": 1})
+    told = reporter.status("running")
+    assert (told.version, told.latency_p99_ms) == ("9", 4.5)
+    assert (told.swaps, told.swaps_refused, told.latency_counts) == (5, 1, {"5": 2, "6": 5})
+
+
 def test_a_state_is_starting_until_every_stage_has_shown_life(tmp_path, ring):
     reporter = Reporter(
         config=small_site(),
@@ -195,9 +214,9 @@ def test_a_state_is_starting_until_every_stage_has_shown_life(tmp_path, ring):
         supervisor=Supervisor(ring, [], stall_after_s=1.0),
     )
     states = []
-    for place in range(len(ROLES)):
+    for place in ROLES:  # whoever stands by is not waited for
         states.append(reporter._state())
-        ring.beats[place] = 1
+        ring.beats[PLACES.index(place)] = 1
     ring.source.write({**ring.source.read(), "drained": 0})
     states.append(reporter._state())
     ring.source.write({**ring.source.read(), "drained": 1})

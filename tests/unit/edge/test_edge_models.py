@@ -418,3 +418,48 @@ def test_weights_that_make_no_numbers_of_a_saturated_frame_are_refused_though_th
     watcher.look()
     assert offer.take() is None
     assert "not finite of a saturated frame" in news.last_problem
+
+
+def test_what_was_being_loaded_when_nobody_wants_it_any_more_is_closed(tmp_path, home, registry, monkeypatch):
+    register(registry, bundle_of(tmp_path, 1))
+    watcher, offer, _ = watching(home, registry)
+    closed, fetch = [], ModelStore.fetch
+
+    def slow(self, *args):
+        proven = fetch(self, *args)
+        watcher.finish()
+        monkeypatch.setattr(proven.runtime, "close", lambda: closed.append(proven))
+        return proven
+
+    monkeypatch.setattr(ModelStore, "fetch", slow)
+    watcher.look()
+    assert offer.take() is None
+    assert len(closed) == 1
+
+
+def test_a_look_loads_in_the_way_that_it_is_told_and_wakes_whoever_takes_the_offer(tmp_path, home, registry):
+    register(registry, bundle_of(tmp_path, 1))
+    woken, loaded = [], []
+    offer = Offer(wake=lambda: woken.append(True))
+
+    def load(work):
+        loaded.append(work())
+        return loaded[-1]
+
+    watcher = ModelWatcher(
+        store=ModelStore(small_site(), home),
+        registry=lambda: registry,
+        offer=offer,
+        news=Told(),
+        every_s=0.01,
+        live=None,
+        load=load,
+    )
+    watcher.look()
+    assert woken == [True]
+    assert offer.take() is loaded[0]
+    watcher.look()
+    assert len(loaded) == 1
+    watcher.serves(("0", "d" * 64))
+    watcher.look()
+    assert len(loaded) == 2, "another version came back to serve: the champion is wanted again"

@@ -14,12 +14,13 @@ import pytest
 from filmloop.core.errors import ConfigError, TransientError
 from filmloop.edge import supervisor as supervisor_module
 from filmloop.edge.hosts import ProcessHost, ThreadHost, error_of
-from filmloop.edge.ring import ROLES, FrameRing, RingLayout
+from filmloop.edge.ring import PLACES, ROLES, SEATS, STANDBY, FrameRing, RingLayout
 from filmloop.edge.supervisor import Supervisor
 from rigs.waiting import until
 
 TINY = Path(__file__).with_name("tiny_stage.py")
 ORDER = ("staging", "inference", "source")
+WITH_STANDBY = ("staging", *SEATS, "source")
 
 
 def tiny(role, ring, behaviour):
@@ -76,9 +77,10 @@ def in_threads(ring, **behaviours):
 
 
 def in_processes(ring, stall_after_s=60.0, live=False, **behaviours):
-    ring.spec.write(behaviours)
     argv = (sys.executable, str(TINY))
-    return Running(ring, [ProcessHost(role, ring, argv) for role in ORDER], stall_after_s=stall_after_s, live=live)
+    order = WITH_STANDBY if STANDBY in behaviours else ORDER
+    ring.spec.write({SEATS[1] if name == STANDBY else name: told for name, told in behaviours.items()})
+    return Running(ring, [ProcessHost(place, ring, argv) for place in order], stall_after_s=stall_after_s, live=live)
 
 
 def ended(ring):
@@ -175,7 +177,7 @@ def test_a_process_that_dies_at_its_start_again_and_again_is_tried_ever_more_sel
     start = ProcessHost.start
 
     def counted(self):
-        if self.role == "staging":
+        if self.place == "staging":
             starts.append((time.monotonic(), running.supervisor._pause_s["staging"]))
         start(self)
 
@@ -210,14 +212,14 @@ def test_the_source_begins_when_the_others_are_there_to_take_its_frames(ring, mo
     there, start = [], ProcessHost.start
 
     def told(self):
-        if self.role == "source":
+        if self.place == "source":
             there.append(ring.beats.tolist())
         start(self)
 
     monkeypatch.setattr(ProcessHost, "start", told)
     with in_processes(ring) as edge:
         until(lambda: edge.lives("source") == 1)
-    ((source, inference, staging),) = there
+    ((source, inference, _, staging),) = there
     assert source == 0
     assert inference > 0
     assert staging > 0
@@ -327,3 +329,62 @@ def test_an_error_of_ours_survives_the_board_and_an_unknown_one_is_told_too():
     again = error_of(told)
     assert (type(again), again.message, again.hint, again.ids) == (ConfigError, "no", "yes", {"a": "b"})
     assert error_of({"error": "SomethingNew", "message": "what"}).message == "what"
+
+
+def test_whoever_stands_by_begins_when_frames_come_and_its_death_is_its_own(ring, monkeypatch):
+    begun, start = {}, ProcessHost.start
+
+    def told(self):
+        begun.setdefault(self.place, ring.beats.tolist())
+        start(self)
+
+    monkeypatch.setattr(ProcessHost, "start", told)
+    with in_processes(ring, standby="is killed in its first life") as edge:
+        until(lambda: edge.lives(SEATS[1]) == 2)
+        assert all(begun[SEATS[1]][PLACES.index(place)] for place in ("source", "inference", "staging"))
+        assert set(edge.supervisor.pids()) == {*ROLES, STANDBY}
+        assert edge.supervisor.restarts == {"source": 0, "inference": 0, "staging": 0, STANDBY: 1}
+        assert edge.supervisor.problem == "standby ended by SIGKILL, started anew"
+    assert edge.outcome is None
+    assert ended(ring) == set(ROLES)
+
+
+def test_one_that_stands_by_and_cannot_go_on_does_not_end_the_edge(ring, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_AGAIN_FIRST_S", 0.05)
+    with in_processes(ring, standby="cannot go on") as edge:
+        until(lambda: edge.supervisor.restarts[STANDBY] >= 2)
+        assert edge.lives("inference") == 1
+    assert edge.outcome is None
+
+
+def test_a_stage_is_told_of_by_what_it_does_and_a_seat_is_no_longer_ready_when_it_is_started_anew(ring):
+    with in_processes(ring, standby="works", inference="works") as edge:
+        until(lambda: edge.lives(SEATS[1]) == 1)
+        before = edge.supervisor.pids()
+        ring.inference.write({**ring.inference.read(), "seat": 1})
+        after = edge.supervisor.pids()
+        assert (after["inference"], after[STANDBY]) == (before[STANDBY], before["inference"])
+        ring.ready[0] = 8
+        os.kill(after[STANDBY], signal.SIGKILL)
+        until(lambda: edge.lives("inference") == 2)
+        assert ring.ready[0] == 0
+        assert edge.supervisor.restarts[STANDBY] == 1
+        os.kill(after["inference"], signal.SIGKILL)
+        until(lambda: edge.lives(SEATS[1]) == 2)
+        assert edge.supervisor.restarts["inference"] == 1
+
+
+def test_nobody_begins_to_stand_by_at_a_stop(ring):
+    with in_processes(ring, standby="works", source="does not come up") as edge:
+        until(lambda: edge.supervisor.pids().get("source"))
+    assert edge.lives(SEATS[1]) == 0
+    assert edge.outcome is None
+
+
+def test_a_stop_does_not_wait_for_one_that_only_begins_to_stand_by(ring):
+    with in_processes(ring, standby="does not come up") as edge:
+        until(lambda: edge.supervisor.pids().get(STANDBY))
+        ring.source.write({**ring.source.read(), "head": 1})
+    assert edge.stopped_in_s < 1.5
+    assert edge.supervisor.restarts[STANDBY] == 0
+    assert edge.outcome is None

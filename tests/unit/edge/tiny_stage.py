@@ -1,4 +1,4 @@
-"""A stage in a process of its own, for tests of the supervisor: `python tiny_stage.py ROLE RING`.
+"""A stage in a process of its own, for tests of the supervisor: `python tiny_stage.py PLACE RING`.
 
 What it does stands on the ring's page, by role.
 """
@@ -12,7 +12,7 @@ import time
 
 from filmloop.core.errors import ConfigError, TransientError
 from filmloop.edge.hosts import take_over
-from filmloop.edge.ring import FrameRing
+from filmloop.edge.ring import SEATS, STANDBY, FrameRing
 from filmloop.edge.stages.base import Stage
 from filmloop.edge_stage import run_stage
 
@@ -22,7 +22,7 @@ class TinyStage(Stage):
 
     def __init__(self, role: str, ring: FrameRing, behaviour: str) -> None:
         super().__init__(role, ring)
-        self.behaviour, self.cell = behaviour, getattr(ring, role)
+        self.behaviour, self.cell = behaviour, getattr(ring, "inference" if role in SEATS else role)
 
     def run(self) -> None:
         """As the behaviour says."""
@@ -57,7 +57,9 @@ class TinyStage(Stage):
             return False
         if self.behaviour == "ends when it is overdue":
             return self.hurried
-        before = {"inference": self.ring.source, "staging": self.ring.inference}.get(self.role)
+        if self.ring.role(self.place) == STANDBY:
+            return bool(self.ring.inference.get("ended"))
+        before = {"inference": self.ring.source, "staging": self.ring.inference}.get(self.place)
         return self.stopping if before is None else bool(before.get("ended"))
 
 

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 
 from filmloop.edge.news import News
-from filmloop.edge.ring import ROLES, FrameRing
+from filmloop.edge.ring import PLACES, FrameRing
 
 BEAT_S = 0.1
 """A stage that has nothing to do looks up this often."""
@@ -16,14 +16,14 @@ class Stage(ABC):
     """One stage. `run` returns when its work is done for good; it may be run anew after a kill at any point.
 
     Args:
-        role: One of `ROLES`.
+        place: One of `PLACES`.
         ring: Where its frames come from and go to.
     """
 
-    def __init__(self, role: str, ring: FrameRing) -> None:
-        self.role, self.ring = role, ring
-        self.news = News(ring.boards[role])
-        self._place = ROLES.index(role)
+    def __init__(self, place: str, ring: FrameRing) -> None:
+        self.place, self.ring = place, ring
+        self.news = News(ring.boards[place])
+        self._number = PLACES.index(place)
 
     @abstractmethod
     def run(self) -> None:
@@ -42,12 +42,12 @@ class Stage(ABC):
 
     def beat(self) -> None:
         """Show life, and publish the news."""
-        self.ring.beats[self._place] = time.monotonic_ns()
+        self.ring.beats[self._number] = time.monotonic_ns()
         self.news.publish()
 
     def wait(self, timeout_s: float = BEAT_S) -> None:
         """Until somebody rings this stage's bell, or the time is over."""
-        self.ring.bells[self.role].wait(timeout_s)
+        self.ring.bells[self.place].wait(timeout_s)
         self.beat()
 
     @property

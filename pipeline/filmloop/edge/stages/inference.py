@@ -29,7 +29,7 @@ from filmloop.edge.runtimes import check_served
 from filmloop.edge.runtimes.make import require
 from filmloop.edge.stages.base import Stage
 from filmloop.edge.stages.batching import Batching
-from filmloop.edge.swap import ModelWatcher, Offer
+from filmloop.edge.swap import Key, Load, ModelWatcher, Offer, at_once
 from filmloop.ports.registry import Registry
 from filmloop.ports.runtime import InferenceRuntime, Pending
 from filmloop_models.catalog import get as get_model
@@ -82,6 +82,7 @@ class InferenceStage(Stage):
             among it if `store.wanted` has them.
         asked: Whether somebody asked for a look at the registry since the last call.
         drift: Looks at the scored frames, and says how to correct gains; None: nobody looks.
+        place: Where it sits at the ring.
     """
 
     def __init__(
@@ -94,19 +95,18 @@ class InferenceStage(Stage):
         on_result: Callable[[EdgeResult], None] | None = None,
         drift: DriftMonitor | None = None,
         asked: Callable[[], bool] = lambda: False,
+        place: str = "inference",
     ) -> None:
-        super().__init__("inference", ring)
+        super().__init__(place, ring)
         self._drift, self._asked = drift, asked
         self._config, self._store, self._connect, self._on_result = config, store, registry, on_result
         self._sort_key = get_model(config.model.name).sort_key
         self._wanted = store.wanted
         # Staging works on whole chunks, but must notice in time that too much waits.
         self._wake_frames = max(1, min(config.staging.frames_per_chunk, int(config.edge.shed_at * ring.frames) // 4))
-        self._offer = Offer()
+        self._offer = Offer(wake=ring.bells[place].ring)
         self._runtime: InferenceRuntime | None = None
-        self._quality = QualityMonitor(
-            config.edge, config.training.holdout, config.frame_shape, observe=None if drift is None else drift.observe
-        )
+        self._quality = self._new_quality()
         self._latency, self._batching = Latency(), Batching(dense=self._wanted.dense)
         self._under_way: deque[_Batch] = deque()
         self._leaving: list[InferenceRuntime] = []
@@ -120,10 +120,8 @@ class InferenceStage(Stage):
         Raises:
             ConfigError: the runtime that the site names is not to be had here.
         """
-        watcher = self._start_models()
-        # What was loaded stays: a full collection would look at all of it, 60 ms in which no batch is begun.
-        gc.collect()
-        gc.freeze()
+        watcher = self._watch(self._load_remembered())
+        self._settle()
         try:
             self._work()
         finally:
@@ -131,15 +129,32 @@ class InferenceStage(Stage):
                 watcher.finish()
             if self._drift is not None:
                 self._drift.finish()
+        self._end()
+
+    def _end(self) -> None:
         self._totals["ended"] = 1
         self.ring.inference.write(self._totals)
         self._tell(at_once=True)
         self.ring.bells["staging"].ring()
 
-    def _work(self) -> None:
-        """Two batches are under way at a time: while one is computed, the other one's results are put away."""
+    def _settle(self) -> None:
+        """What was loaded stays: a full collection would look at all of it, 60 ms in which no batch is begun."""
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    def _is_relieved(self) -> bool:
+        """Whether somebody else is ready to go on behind the frames of this stage."""
+        return False
+
+    def _work(self) -> bool:
+        """Two batches are under way at a time: while one is computed, the other one's results are put away.
+
+        Returns:
+            Whether the source has ended and everything is inferred, not merely this stage relieved.
+        """
         ring = self.ring
-        while True:
+        while not self._is_relieved():
             self._take_offer()
             ended = ring.source.get("ended")
             head = ring.source.get("head")
@@ -151,9 +166,12 @@ class InferenceStage(Stage):
                 self._finish(self._under_way.popleft())
             elif self._started == head:
                 if ended:
-                    return
+                    return True
                 self.wait()
             self._tell()
+        while self._under_way:
+            self._finish(self._under_way.popleft())
+        return False
 
     def _has_lane(self) -> bool:
         return self._runtime is None or len(self._under_way) < self._runtime.lanes
@@ -251,9 +269,13 @@ class InferenceStage(Stage):
         if gain != (serving.gain if isinstance(serving, Corrected) else None):
             self._runtime = base if gain is None else Corrected(base, gain, self._sort_key)
 
-    def _start_models(self) -> ModelWatcher | None:
-        """Load the last verified weights, if there are any, and begin to look for newer ones."""
-        live = None
+    def _new_quality(self) -> QualityMonitor:
+        observe = None if self._drift is None else self._drift.observe
+        config = self._config
+        return QualityMonitor(config.edge, config.training.holdout, config.frame_shape, observe=observe)
+
+    def _load_remembered(self) -> Key | None:
+        """Load the last verified weights; returns which, None if there are none."""
         if self._config.edge.runtime != "auto":
             require(self._config.edge.runtime)
         try:
@@ -263,12 +285,18 @@ class InferenceStage(Stage):
         except (VerificationError, TransientError) as exc:
             self.news.problem(f"the remembered version was not loaded: {exc.message}")
             _log.warning("the remembered version was not loaded, looking at the registry: %s", exc.message)
-        else:
-            if remembered is not None:
-                self._runtime = remembered.runtime
-                live = (remembered.runtime.version, remembered.digest)
-                self._say_live(remembered)
-                _log.info("starting with version %s on %s", self._runtime.version, self._runtime.name)
+            remembered = None
+        if remembered is None:
+            # A former life of this stage may have told of one.
+            self.news.say(version="", bundle_digest="")
+            return None
+        self._runtime = remembered.runtime
+        self._say_live(remembered)
+        _log.info("starting with version %s on %s", self._runtime.version, self._runtime.name)
+        return remembered.runtime.version, remembered.digest
+
+    def _watch(self, live: Key | None, load: Load = at_once) -> ModelWatcher | None:
+        """Begin to look for versions other than the one that serves."""
         if self._connect is None:
             return None
         watcher = ModelWatcher(
@@ -279,6 +307,7 @@ class InferenceStage(Stage):
             every_s=self._config.edge.watch_every_s,
             live=live,
             asked=self._asked,
+            load=load,
         )
         watcher.start()
         return watcher
@@ -291,10 +320,7 @@ class InferenceStage(Stage):
         try:
             self._check(offered)
         except VerificationError as exc:
-            self.news.more("swaps_refused")
-            self.news.problem(f"version {offered.runtime.version} refused: {exc.message}")
-            _log.error("version %s refused at the swap: %s %s", offered.runtime.version, exc.message, exc.hint)
-            self._offer.refuse(offered)
+            self._refuse(offered, exc)
             return
         # What is under way stays the former version's: every batch carries its runtime.
         before, self._runtime = self._runtime, offered.runtime
@@ -305,6 +331,12 @@ class InferenceStage(Stage):
         self.news.more("swaps")
         self._say_live(offered)
         _log.info("version %s is live on %s", offered.runtime.version, offered.runtime.name)
+
+    def _refuse(self, offered: Proven, exc: VerificationError) -> None:
+        self.news.more("swaps_refused")
+        self.news.problem(f"version {offered.runtime.version} refused: {exc.message}")
+        _log.error("version %s refused at the swap: %s %s", offered.runtime.version, exc.message, exc.hint)
+        self._offer.refuse(offered)
 
     def _retire(self) -> None:
         """Let go of former runtimes whose last batch is finished."""
@@ -338,12 +370,13 @@ class InferenceStage(Stage):
                 f"Version {version} cannot be served: {type(exc).__name__}: {exc}", ids={"version": version}
             ) from exc
 
-    def _say_live(self, live: Proven) -> None:
+    def _say_live(self, live: Proven, *, relieves: bool = False) -> None:
         if self._drift is not None:
-            self._drift.switch(live.runtime.version, live.digest)
+            self._drift.switch(live.runtime.version, live.digest, relieves=relieves)
         self._look_at_drift()
         self.news.say(
-            version=live.runtime.version, runtime=live.runtime.name, version_since_utc=utc_now(), quality=None,
+            version=live.runtime.version, bundle_digest=live.digest, runtime=live.runtime.name,
+            version_since_utc=utc_now(), quality=None,
             choice=live.choice and live.choice.model_dump(mode="json", exclude={"key"}),
         )  # fmt: skip
 

@@ -84,7 +84,7 @@ class SourceStage(Stage):
         finally:
             self._source.close()
         self._commit(ended=True)
-        self.ring.bells["inference"].ring()
+        self.ring.bells[self.ring.serving].ring()
         self.beat()
 
     def _work(self) -> None:
@@ -124,7 +124,7 @@ class SourceStage(Stage):
             if len(arrival.block):
                 self._put(arrival, arrived_ns)
         self._commit()
-        self.ring.bells["inference"].ring()
+        self.ring.bells[self.ring.serving].ring()
 
     def _put(self, arrival: Arrival, arrived_ns: int) -> None:
         ring, block = self.ring, arrival.block

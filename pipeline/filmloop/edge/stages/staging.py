@@ -255,7 +255,7 @@ class StagingStage(Stage):
         if self._sealer.waiting >= _PENDING_SHARDS and not at_the_end:
             return False
         accounting, dropped = self._book.close_shard()
-        writer.input_gain = gain_told(self.ring.boards["inference"].read())
+        writer.input_gain = gain_told(self.ring.boards[self.ring.serving].read())
         self._sealer.put(Closed(writer=writer, accounting=accounting, dropped=dropped, requests=requests))
         self._writer = None
         return True
@@ -266,7 +266,7 @@ class StagingStage(Stage):
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        self._beam_off = beam_off_told(self.ring.boards["inference"].read())
+        self._beam_off = beam_off_told(self.ring.boards[self.ring.serving].read())
         if self._book.totals["sealed"] != self._sealer.sealed:
             self._book.commit(self._sealer.sealed)
         if self._writer is not None and self._writer.age_s >= self._config.staging.seal_after_s:
