@@ -27,8 +27,15 @@ _LOWER_BY = 10
 _MOST_MISBORN = 2
 
 
+def let_give_way(pid: int) -> None:
+    """A process that was started just now gives way from the beginning, if it may come back: it imports for a second."""
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    if _may_return_to(usual):
+        _set([pid], usual + _LOWER_BY)
+
+
 class Gentle:
-    """How this process gives way.
+    """How this process gives way; its usual priority is that of the process which started it.
 
     Attributes:
         begun: Whether it has loaded a model already.
@@ -36,8 +43,8 @@ class Gentle:
 
     def __init__(self) -> None:
         self.begun = False
-        self._usual = _priority(threading.get_native_id())
-        self._may_return = _in_a_thread(lambda: _set([threading.get_native_id()], self._usual))
+        self._usual = _priority(os.getppid())
+        self._may_return = _may_return_to(self._usual)
         # What runs in threads of a low priority is never served from, and not closed either: others would get those threads.
         self._misborn: list[Any] = []
 
@@ -64,6 +71,11 @@ class Gentle:
         _log.info("loaded anew at the usual priority: the runtime has started more threads")
         self._misborn.append(made)
         return work()
+
+
+def _may_return_to(usual: int) -> bool:
+    """Whether a thread that lowered its priority may have this one again: tried with one that is not needed."""
+    return _in_a_thread(lambda: _set([threading.get_native_id()], usual))
 
 
 def _in_a_thread(work: Callable[[], _Made]) -> _Made:

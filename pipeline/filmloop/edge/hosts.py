@@ -13,7 +13,8 @@ from typing import Protocol
 
 from filmloop.core import errors
 from filmloop.core.errors import FilmloopError
-from filmloop.edge.ring import PLACES, SEATS, FrameRing, RingLayout
+from filmloop.edge.gentle import let_give_way
+from filmloop.edge.ring import PLACES, SEATS, STANDBY, FrameRing, RingLayout
 from filmloop.edge.stages.base import Stage
 
 _log = logging.getLogger(__name__)
@@ -140,6 +141,9 @@ class ProcessHost:
                 raise
             # No memory, too many processes: what was started before can be again, once there is room.
             self._process, self._refusal = None, f"could not be started: {exc}"
+        else:
+            if ring.role(self.place) == STANDBY:
+                let_give_way(self._process.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 

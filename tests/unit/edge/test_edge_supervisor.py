@@ -361,6 +361,11 @@ def test_a_stage_is_told_of_by_what_it_does_and_a_seat_is_no_longer_ready_when_i
     with in_processes(ring, standby="works", inference="works") as edge:
         until(lambda: edge.lives(SEATS[1]) == 1)
         before = edge.supervisor.pids()
+        nices = {
+            role: os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, 0)
+            for role, pid in before.items()
+        }
+        assert nices == {"source": 0, "inference": 0, "staging": 0, STANDBY: 10 if os.geteuid() == 0 else 0}
         ring.inference.write({**ring.inference.read(), "seat": 1})
         after = edge.supervisor.pids()
         assert (after["inference"], after[STANDBY]) == (before[STANDBY], before["inference"])
