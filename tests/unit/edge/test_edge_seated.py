@@ -223,6 +223,31 @@ def test_what_serves_is_looked_at_again_when_the_other_seat_came_back_with_anoth
         until(lambda: pair.says(1).get("version") == "8")
 
 
+def test_whoever_reads_when_the_turn_has_just_changed_reads_of_the_version_that_serves_now(ring, monkeypatch):
+    begin, read = SeatedInference._begin, []
+
+    def late(self, prepared):
+        if prepared is not None:
+            read.append(ring.boards[ring.serving].read())
+        begin(self, prepared)
+
+    monkeypatch.setattr(SeatedInference, "_begin", late)
+    made = versions("7", "8", "9", "10")
+    with Pair(ring, Alias("7"), [Store(made["7"], made.values()), Store(None, made.values())]) as pair:
+        pair.sit(0)
+        until(lambda: pair.says(0).get("version") == "7")
+        pair.sit(1)
+        for swaps, version in enumerate(("8", "9", "10"), start=1):
+            pair.feed(100)  # scored: what is said of them is of this version
+            pair.alias.version = version
+            until(lambda swaps=swaps: sum(pair.says(seat).get("swaps", 0) for seat in (0, 1)) == swaps)
+    assert [told["version"] for told in read] == ["8", "9", "10"]
+    assert all(told["quality"] is None and told["drift"] is None for told in read)
+    since = [told["version_since_utc"] for told in read]
+    assert since == sorted(since)
+    assert len(set(since)) == 3, "not that of the last time that this seat served"
+
+
 def test_a_seat_gives_way_while_it_stands_by_and_has_its_priority_before_it_says_that_it_is_ready(ring):
     made = versions("7", "8")
     with Pair(ring, Alias("7"), [Store(made["7"]), Store(None, made.values())]) as pair:

@@ -374,6 +374,9 @@ class InferenceStage(Stage):
         if self._drift is not None:
             self._drift.switch(live.runtime.version, live.digest, relieves=relieves)
         self._look_at_drift()
+        self._tell_version(live)
+
+    def _tell_version(self, live: Proven) -> None:
         self.news.say(
             version=live.runtime.version, bundle_digest=live.digest, runtime=live.runtime.name,
             version_since_utc=utc_now(), quality=None,

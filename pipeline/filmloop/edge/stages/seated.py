@@ -125,8 +125,8 @@ class SeatedInference(InferenceStage):
         self._started = self._totals["done"]
         self._quality = self._new_quality()
         self.ring.ready[self._seat] = 0
-        self._gentle.come_back()
         if proven is None:
+            self._gentle.come_back()
             self._gentle.begun = self._load_remembered() is not None
             self._settle()
             return
@@ -148,8 +148,9 @@ class SeatedInference(InferenceStage):
             return before
         self._settle()
         self._gentle.come_back()
-        # Read by the other seat as soon as that one has left: it is not to prepare the same version again.
-        self.news.say(version=offered.runtime.version, bundle_digest=offered.digest)
+        # All at once, and before it serves: whoever reads this page when the turn has just changed reads of no former time.
+        self._tell_version(offered)
+        self.news.say(drift=None, input=None)
         self.news.publish(at_once=True)
         self.ring.ready[self._seat] = int(offered.runtime.version)
         self.ring.bells[self.ring.serving].ring()
