@@ -38,7 +38,9 @@ def test_the_yardstick_runs_in_the_precision_that_is_fast_on_this_machine(tmp_pa
     onnx = make_model_bundle(tmp_path / "bundle", onnx=True) / ONNX
     counts_NCE = CookieBoxSimulator(Conditions(), seed=1).frames(0, 4096).counts_NCE
     np.save(tmp_path / "pool.npy", counts_NCE)
-    rates = {precision: frames_per_s(onnx, counts_NCE, precision) for precision in ("f32", "bf16")}
+    # In turn, three times: a neighbour that takes a core for a moment makes neither of them the slower one.
+    tried = [{precision: frames_per_s(onnx, counts_NCE, precision) for precision in ("f32", "bf16")} for _ in range(3)]
+    rates = {precision: max(each[precision] for each in tried) for precision in ("f32", "bf16")}
     pace = yardstick(onnx, tmp_path / "pool.npy", 1.0, staged=False)
     assert pace.frames_per_s > 0.3 * max(rates.values()), (pace, rates)
     slower = min(rates, key=rates.get)
