@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from filmloop.edge import gentle
+
 _BEGIN = """
 import os, threading
 from filmloop.edge.gentle import Gentle
@@ -47,7 +49,10 @@ def run(code, *, privileged):
     subprocess.run([sys.executable, "-c", text], check=True, timeout=60)
 
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority, or become somebody else")
+MAY_RETURN = gentle._may_return_to(os.getpriority(os.PRIO_PROCESS, 0))
+root = pytest.mark.skipif(
+    os.geteuid() != 0 or not MAY_RETURN, reason="only root may raise a priority, or become somebody else"
+)
 
 
 @root
