@@ -170,11 +170,14 @@ def test_while_frames_flow_no_stage_seems_to_be_ahead_of_the_one_before_it(ring)
         working.join()
 
 
+def reporting(home, ring):
+    supervisor = Supervisor(ring, [], stall_after_s=1.0)
+    return Reporter(config=small_site(), home=home, stream="t", ring=ring, supervisor=supervisor)
+
+
 def test_the_newest_problem_of_all_is_told_and_news_that_lack_it_harm_nothing(tmp_path, ring):
     home = Home(tmp_path)
-    reporter = Reporter(
-        config=small_site(), home=home, stream="t", ring=ring, supervisor=Supervisor(ring, [], stall_after_s=1.0)
-    )
+    reporter = reporting(home, ring)
     reporter.write("starting")
     assert read_status(home).last_problem == ""
     ring.boards["source"].write({"problem": "old", "problem_utc": "2026-11-24T00:00:00.000Z"})
@@ -187,13 +190,7 @@ def test_the_newest_problem_of_all_is_told_and_news_that_lack_it_harm_nothing(tm
 
 
 def test_the_seat_that_serves_is_told_of_and_what_both_have_counted(tmp_path, ring):
-    reporter = Reporter(
-        config=small_site(),
-        home=Home(tmp_path),
-        stream="t",
-        ring=ring,
-        supervisor=Supervisor(ring, [], stall_after_s=1.0),
-    )
+    reporter = reporting(Home(tmp_path), ring)
     first = {"version": "8", "runtime": "torch", "swaps": 3, "swaps_refused": 1, "latency_counts": {"5": 2, "6": 1}}
     second = {"version": "9", "runtime": "torch", "swaps": 2, "latency_counts": {"6": 4}, "latency_p99_ms": 4.5}
     ring.boards[SEATS[0]].write(first)
@@ -206,13 +203,7 @@ def test_the_seat_that_serves_is_told_of_and_what_both_have_counted(tmp_path, ri
 
 
 def test_a_state_is_starting_until_every_stage_has_shown_life(tmp_path, ring):
-    reporter = Reporter(
-        config=small_site(),
-        home=Home(tmp_path),
-        stream="t",
-        ring=ring,
-        supervisor=Supervisor(ring, [], stall_after_s=1.0),
-    )
+    reporter = reporting(Home(tmp_path), ring)
     states = []
     for place in ROLES:  # whoever stands by is not waited for
         states.append(reporter._state())
