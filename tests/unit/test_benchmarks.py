@@ -316,20 +316,30 @@ def benchmark_folder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("staged", "inferred", "lost"),
+    ("staged", "inferred", "reasons", "lost"),
     [
-        ([range(4)], 4, 0),
-        ([range(3)], 4, 1),
-        ([range(2), range(1, 3)], 4, 2),
-        ([range(4)], 3, 1),
-        ([], 0, 8),
+        ([range(4)], 4, ({}, {}), 0),
+        ([range(3)], 4, ({}, {}), 1),
+        ([range(2), range(1, 3)], 4, ({}, {}), 2),
+        ([range(4)], 3, ({"no_model": 1}, {}), 1),
+        ([range(3)], 3, ({"no_model": 1}, {"queue_full": 1}), 2),
+        ([range(1)], 1, ({"overflow": 3}, {"overflow": 3}), 3),
     ],
-    ids=["all", "not staged", "staged twice, another not", "not inferred", "neither"],
+    ids=[
+        "all",
+        "not staged",
+        "staged twice, another not",
+        "not inferred",
+        "one not inferred, one not staged",
+        "neither",
+    ],
 )
-def test_a_frame_that_is_missing_twice_there_or_not_inferred_is_found(staged, inferred, lost, tmp_path):
+def test_a_frame_that_is_missing_twice_there_or_not_inferred_is_found_once(staged, inferred, reasons, lost, tmp_path):
     for seq, ids in enumerate(staged):
         write_shard(tmp_path, example_block(len(ids), first_pulse_id=ids[0]), stream="bench", seq=seq)
-    frames, found = count_lost(tmp_path, Accounting(frames_in=4, frames_inferred=inferred))
+    dropped, unstaged = reasons
+    accounting = Accounting(frames_in=4, frames_inferred=inferred, frames_dropped=dropped, frames_unstaged=unstaged)
+    frames, found = count_lost(tmp_path, accounting)
     assert (frames, found) == (sum(map(len, staged)), lost)
 
 

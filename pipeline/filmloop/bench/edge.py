@@ -34,6 +34,7 @@ from filmloop.edge.runtimes.machine import cores
 from filmloop.edge.runtimes.make import batch_of, make_runtime
 from filmloop.edge.runtimes.measure import frames_per_s
 from filmloop.edge.runtimes.torch_cpu import use_threads
+from filmloop.edge.tally import neither
 from filmloop.staging.catalog import sealed_shards
 from filmloop.staging.reader import ShardReader
 from filmloop.training.load import load_module
@@ -98,7 +99,8 @@ def count_lost(stage: Path, accounting: Accounting) -> tuple[int, int]:
     ids = [ShardReader(shard.manifest_path, check="hashes").pulse_id_N for shard in sealed_shards(stage, "bench")]
     ids_N = np.concatenate([np.zeros(0, np.uint64), *ids])
     times_N = np.bincount(ids_N.astype(np.int64), minlength=accounting.frames_in)
-    return len(ids_N), int((times_N != 1).sum()) + accounting.frames_in - accounting.frames_inferred
+    uninferred = accounting.frames_in - accounting.frames_inferred
+    return len(ids_N), int((times_N != 1).sum()) + uninferred - neither(accounting)
 
 
 def _taken(status: Any) -> int:

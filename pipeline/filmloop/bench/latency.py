@@ -8,6 +8,7 @@ from typing import Any
 
 from filmloop.bench.running import RunningEdge, bench_site
 from filmloop.edge.latency import counts_between, percentiles_ms
+from filmloop.edge.tally import neither
 
 RATES_HZ = (1_000, 10_000, 50_000)
 BUDGETS_MS = (2.0, 20.0)
@@ -48,7 +49,9 @@ def _measure_one(folder: Path, rate_hz: float, budget_ms: float, seconds: float)
         "p999_ms": p999_ms,
         "batches": sum(counts),
         "frames_in": accounting.frames_in,
-        "lost": sum(accounting.frames_dropped.values()) + sum(accounting.frames_unstaged.values()),
+        "lost": sum(accounting.frames_dropped.values())
+        + sum(accounting.frames_unstaged.values())
+        - neither(accounting),
         "runtime": after.runtime,
         "batch_frames": after.choice.batch_frames if after.choice else 0,
     }

@@ -25,6 +25,7 @@ from filmloop.core.documents import Accounting
 from filmloop.edge.models import ModelStore
 from filmloop.edge.service import EdgeService
 from filmloop.edge.status import EdgeStatus, read_status
+from filmloop.edge.tally import neither
 from filmloop.ports.registry import CHAMPION
 from filmloop.staging.catalog import sealed_shards
 from filmloop.staging.reader import ShardReader
@@ -204,7 +205,8 @@ class ShardChecker(threading.Thread):
 
     def lost(self, accounting: Accounting) -> int:
         """Frames not inferred, and frames that are not exactly once in a shard."""
-        return accounting.frames_in - accounting.frames_inferred + accounting.frames_in - self.frames + 2 * self.again
+        uninferred, unstaged = accounting.frames_in - accounting.frames_inferred, accounting.frames_in - self.frames
+        return uninferred + unstaged - neither(accounting) + 2 * self.again
 
     def _look(self, keep: int) -> None:
         shards = sealed_shards(self._stage, "bench")

@@ -46,6 +46,12 @@ def add(left: Accounting, right: Accounting) -> Accounting:
     )
 
 
+def neither(accounting: Accounting) -> int:
+    """Frames that were neither inferred nor staged: their reason is the same in both tables."""
+    unstaged = accounting.frames_unstaged
+    return sum(min(frames, unstaged.get(reason, 0)) for reason, frames in accounting.frames_dropped.items())
+
+
 def note(ranges: list[PulseRange], new: PulseRange) -> None:
     """Add `new`; frames lost in a row for one reason become one range."""
     if ranges and (ranges[-1].reason, ranges[-1].run_number) == (new.reason, new.run_number):
