@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from filmloop.bundle import GOLDEN, RESULT
+from filmloop.bundle import GOLDEN, ONNX, RESULT
 from filmloop.config.schema import EdgeSection
 from filmloop.core.documents import TrainResult
 from filmloop.core.errors import ConfigError, VerificationError
@@ -17,7 +17,6 @@ from filmloop.edge.runtimes import choose as choosing
 from filmloop.edge.runtimes.candidates import Candidates
 from filmloop.edge.runtimes.choose import RuntimeChoice, choose, runtime_for
 from filmloop.edge.runtimes.make import NAMES, is_emulated, make_runtime
-from filmloop.testing.models import make_model_bundle
 
 from .conftest import SHAPE
 
@@ -84,10 +83,11 @@ def test_a_choice_kept_for_something_else_or_damaged_is_made_anew(bundle, tmp_pa
     assert RuntimeChoice.read(cache).key == candidates(bundle).key()
 
 
-def test_a_kept_choice_that_does_not_meet_new_weights_is_made_anew(bundle, tmp_path, monkeypatch):
-    """A version without model.onnx comes after one that had it."""
+def test_weights_that_the_kept_choice_does_not_serve_get_one_of_their_own_and_it_stays_for_the_next(bundle, tmp_path):
+    """These have no model.onnx, which the choice needs."""
     cache = tmp_path / "runtime.json"
-    plain = make_model_bundle(tmp_path / "plain", frame_shape=SHAPE)
+    plain = shutil.copytree(bundle, tmp_path / "plain")
+    (plain / ONNX).unlink()
     kept = RuntimeChoice(
         name="openvino-f32",
         batch_frames=8,
@@ -101,6 +101,7 @@ def test_a_kept_choice_that_does_not_meet_new_weights_is_made_anew(bundle, tmp_p
     runtime, choice = runtime_for(candidates(plain), cache)
     assert runtime.name == choice.name == "torch"
     assert "no model.onnx" in choice.dropped["openvino-f32"]
+    assert RuntimeChoice.read(cache) == kept
 
 
 def test_a_package_that_is_missing_is_no_candidate_and_named_it_is_a_configuration_error(bundle, monkeypatch):

@@ -102,7 +102,8 @@ def choose(candidates: Candidates) -> tuple[InferenceRuntime, RuntimeChoice]:
 def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, RuntimeChoice]:
     """The proven runtime that `edge.runtime` asks for; for `auto` the choice is kept in `cache`.
 
-    A kept choice whose runtime does not meet these weights' golden pair is made anew for them.
+    Weights whose golden pair the kept choice does not meet get one of their own, which is not kept: those after them may
+    do better, and a slower runtime must not stay for their sake.
 
     Raises:
         ConfigError: a named runtime is not to be had here.
@@ -118,10 +119,16 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
         try:
             return candidates.proven(kept.name, kept.batch_frames)[0], kept
         except (ConfigError, VerificationError) as exc:
-            _log.info("choosing anew, %s does not serve version %s: %s", kept.name, candidates.version, exc.message)
+            _log.warning(
+                "%s does not serve version %s, another runtime is measured for it: %s",
+                kept.name,
+                candidates.version,
+                exc.message,
+            )
     runtime, choice = choose(candidates)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    choice.write(cache)
+    if kept is None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        choice.write(cache)
     _log.info("runtime %s: %s", choice.name, choice.reason)
     return runtime, choice
 
