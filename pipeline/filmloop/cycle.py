@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 _OUTCOMES: dict[str, Outcome] = {"promote": "promoted", "refuse": "refused", "undecided": "undecided"}
 _SEAL_DEADLINE_S = 10.0
 _MAX_ATTEMPTS = 10  # of one step; at one cycle every ten minutes this is more than an hour
-_LIVE_DEADLINE_S, _LIVE_LOOK_S = 30.0, 0.1
+_LIVE_DEADLINE_S, _LIVE_LOOK_S = 60.0, 0.1
 
 
 def run_cycle(parts: CycleParts, *, again: bool = False, scorer: Scorer | None = None, tell: Tell) -> CycleReport:

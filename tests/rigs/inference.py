@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from filmloop.edge.gentle import AT_ONCE
 from filmloop.edge.models import Proven
 from filmloop.ports.runtime import Inferred, Wanted
 from filmloop.testing.edge import pool
@@ -80,7 +81,7 @@ class Store:
             raise self.live
         return self.live
 
-    def fetch(self, registry, info):
+    def fetch(self, registry, info, pace=AT_ONCE):
         return self.versions[info.version]
 
     def remember(self, version, digest):

@@ -6,6 +6,8 @@ service with `LimitNICE=20`. Such a process steps back as a whole, and comes bac
 Others do what is to be done in a thread that is not needed afterwards. But a runtime starts threads when it loads, keeps
 them for the next model once this one is closed, and they have the priority of whoever started them: so such a process
 loads its first model like anything else, and those after it gently.
+
+What is measured is measured at the usual priority: it tells how fast frames will be.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,31 @@ def let_give_way(pid: int) -> None:
         _set([pid], usual + _LOWER_BY)
 
 
+class Pace(Protocol):
+    """How somebody does what frames need not wait for."""
+
+    def gently(self, work: Callable[[], _Made]) -> _Made:
+        """What `work` makes or raises; it may be called a second time."""
+
+    def plainly(self, work: Callable[[], _Made]) -> _Made:
+        """The same at the usual priority."""
+
+
+class AtOnce:
+    """The plain way. Beside frames in one process a lower priority would do harm: whoever holds Python's lock must not wait."""
+
+    def gently(self, work: Callable[[], _Made]) -> _Made:
+        """See `Pace`."""
+        return work()
+
+    def plainly(self, work: Callable[[], _Made]) -> _Made:
+        """See `Pace`."""
+        return work()
+
+
+AT_ONCE = AtOnce()
+
+
 class Gentle:
     """How this process gives way; its usual priority is that of the process which started it.
 
@@ -42,7 +69,7 @@ class Gentle:
     """
 
     def __init__(self) -> None:
-        self.begun = False
+        self.begun, self._gives_way = False, False
         self._usual = _priority(os.getppid())
         self._may_return = _may_return_to(self._usual)
         # What runs in threads of a low priority is never served from, and not closed either: others would get those threads.
@@ -50,23 +77,38 @@ class Gentle:
 
     def step_back(self) -> None:
         """Every thread of this process gives way, if it may come back."""
+        self._gives_way = True
         if self._may_return:
-            _set(_threads(), self._usual + _LOWER_BY)
+            _set_all(self._usual + _LOWER_BY)
 
     def come_back(self) -> None:
         """They have the usual priority again."""
+        self._gives_way = False
         if self._may_return:
-            _set(_threads(), self._usual)
+            _set_all(self._usual)
 
-    def __call__(self, work: Callable[[], _Made]) -> _Made:
-        """What `work` makes or raises; it may be called a second time."""
+    def plainly(self, work: Callable[[], _Made]) -> _Made:
+        """See `Pace`."""
+        try:
+            if self._may_return:
+                _set_all(self._usual)
+            made = work()
+            self.begun = True
+            return made
+        finally:
+            if self._may_return and self._gives_way:
+                _set_all(self._usual + _LOWER_BY)
+
+    def gently(self, work: Callable[[], _Made]) -> _Made:
+        """See `Pace`."""
         if self._may_return or not self.begun or len(self._misborn) >= _MOST_MISBORN:
             made = work()
             self.begun = True
             return made
         before = _threads()
-        made = _in_a_thread(work)
-        if not any(_priority(each) > self._usual for each in _threads() - before):
+        made, own = _in_a_thread(work)
+        # The thread that did it may still be there.
+        if not any(_priority(each) > self._usual for each in _threads() - before - {own}):
             return made
         _log.info("loaded anew at the usual priority: the runtime has started more threads")
         self._misborn.append(made)
@@ -75,18 +117,18 @@ class Gentle:
 
 def _may_return_to(usual: int) -> bool:
     """Whether a thread that lowered its priority may have this one again: tried with one that is not needed."""
-    return _in_a_thread(lambda: _set([threading.get_native_id()], usual))
+    return _in_a_thread(lambda: _set([threading.get_native_id()], usual))[0]
 
 
-def _in_a_thread(work: Callable[[], _Made]) -> _Made:
-    """`work` in a thread of its own with a lower priority: this one could not come back from it."""
-    outcome: Future[_Made] = Future()
+def _in_a_thread(work: Callable[[], _Made]) -> tuple[_Made, int]:
+    """`work` in a thread of its own with a lower priority, and which: this one could not come back from it."""
+    outcome: Future[tuple[_Made, int]] = Future()
 
     def run() -> None:
         me = threading.get_native_id()
         _set([me], _priority(me) + _LOWER_BY)
         try:
-            outcome.set_result(work())
+            outcome.set_result((work(), me))
         except BaseException as exc:
             outcome.set_exception(exc)
 
@@ -104,6 +146,14 @@ def _set(threads: Iterable[int], priority: int) -> bool:
         except PermissionError:
             return False
     return True
+
+
+def _set_all(priority: int) -> None:
+    """All threads of this process, those too that others start meanwhile."""
+    done: set[int] = set()
+    while new := _threads() - done:
+        _set(new, priority)
+        done |= new
 
 
 def _threads() -> set[int]:

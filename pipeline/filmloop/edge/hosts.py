@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from filmloop.core import errors
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They are for the service, which tells its stages when to stop, in order."""
 
+_END_S = 2.0
 _ENVIRON = {"OPENBLAS_NUM_THREADS": "1"}
 """NumPy's products are small here; a second thread would spin for the next one, 2 % of a core beside the network's."""
 
@@ -53,7 +55,7 @@ class Host(Protocol):
         """Whether it works."""
 
     def kill(self) -> None:
-        """End it by force, if that is possible; returns when it has ended."""
+        """End it by force, if that is possible; returns when it has ended, as far as the kernel lets it."""
 
     def failure(self) -> BaseException | None:
         """Why the edge cannot go on; None after a clean end, or if it is worth another start."""
@@ -160,7 +162,9 @@ class ProcessHost:
         """See `Host`."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            # One that the kernel holds, by a disk that hangs, must not keep the others from being looked after.
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
 
     def failure(self) -> BaseException | None:
         """The error of ours that it left on its board; a signal, a bug or a passing trouble is no reason to give up.

@@ -23,7 +23,8 @@ class Latency:
 
     def __init__(self) -> None:
         self.counts = [0] * BUCKETS
-        self._past: deque[list[int]] = deque([list(self.counts)], maxlen=_WINDOWS)
+        self._past: deque[list[int]]
+        self.begin()
 
     def add(self, nanoseconds: int) -> None:
         """One batch took this long."""
@@ -32,6 +33,10 @@ class Latency:
     def tick(self) -> None:
         """Remember where the counts stand; called a few times a second."""
         self._past.append(list(self.counts))
+
+    def begin(self) -> None:
+        """From here on only what is new is told; `counts` go on."""
+        self._past = deque([list(self.counts)], maxlen=_WINDOWS)
 
     def percentiles_ms(self) -> tuple[float, float, float]:
         """Median, 99th and 99.9th percentile since the oldest remembered tick; zeros without a batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from filmloop.core.clock import utc_now
 from filmloop.core.documents import Document, TrainResult, VersionInfo
 from filmloop.core.errors import DataError, TransientError, VerificationError
 from filmloop.core.fsio import disk_errors, publish_dir
+from filmloop.edge.gentle import AT_ONCE, Pace
 from filmloop.edge.quality import SCORED_FRAMES
 from filmloop.edge.runtimes.candidates import Candidates
 from filmloop.edge.runtimes.choose import RuntimeChoice, runtime_for
@@ -79,10 +81,12 @@ class ModelStore:
         self.wanted = Wanted(dense=dense, surprise=config.staging.stages_surprising)
         self._weights = home.weights
         self._folder, self._live = home.edge_models, home.edge / "live.json"
-        self._incoming = self._folder / f".incoming-{place}"
+        self._incoming = f".incoming-{place}-"
+        for left in self._folder.glob(f"{self._incoming}*"):
+            shutil.rmtree(left, ignore_errors=True)
         self._choices = home.edge / "runtime.json"
 
-    def fetch(self, registry: Registry, info: VersionInfo) -> Proven:
+    def fetch(self, registry: Registry, info: VersionInfo, pace: Pace = AT_ONCE) -> Proven:
         """A runtime for a registered version, from the bundle on this machine or else from the registry.
 
         Raises:
@@ -99,17 +103,21 @@ class ModelStore:
         kept = self._folder / info.version
         if kept.is_dir():
             try:
-                return self.prove(kept, version=info.version, digest=info.bundle_digest)
+                return self.prove(kept, version=info.version, digest=info.bundle_digest, pace=pace)
             except VerificationError as exc:
                 _log.info("the kept bundle of version %s is of no use, fetching it again: %s", info.version, exc)
-        incoming = self._incoming
-        with disk_errors(incoming):
-            shutil.rmtree(incoming, ignore_errors=True)
-            incoming.mkdir(parents=True)
+        with disk_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Its own each time: a download that nobody waits for any more may still be under way.
+            incoming = Path(tempfile.mkdtemp(prefix=self._incoming, dir=self._folder))
         try:
             bundle = self._bring(registry, info, incoming / info.version)
-            proven = self.prove(bundle, version=info.version, digest=info.bundle_digest)
-            publish_dir(bundle, kept)
+            proven = self.prove(bundle, version=info.version, digest=info.bundle_digest, pace=pace)
+            try:
+                publish_dir(bundle, kept)
+            except BaseException:
+                proven.runtime.close()
+                raise
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return proven
@@ -126,7 +134,7 @@ class ModelStore:
             return registry.download(info.version, target)
         return target
 
-    def prove(self, folder: Path, *, version: str, digest: str) -> Proven:
+    def prove(self, folder: Path, *, version: str, digest: str, pace: Pace = AT_ONCE) -> Proven:
         """Verify a bundle, load it into the site's runtime, try it on extreme frames, compare it with its golden pair.
 
         Raises:
@@ -144,9 +152,11 @@ class ModelStore:
             bundle=folder, version=version, model=result.model, edge=self._config.edge, wanted=self.wanted
         )
         try:
-            runtime, choice = runtime_for(candidates, self._choices)
             # What the running quality will ask for is compiled here, not between two batches of frames.
-            runtime.infer(np.zeros((SCORED_FRAMES, *self._config.frame_shape), np.float32))
+            scored_NCE = np.zeros((SCORED_FRAMES, *self._config.frame_shape), np.float32)
+            runtime, choice = runtime_for(
+                candidates, self._choices, pace=pace, warm_up=lambda runtime: runtime.infer(scored_NCE)
+            )
         except (VerificationError, TransientError):
             raise
         except Exception as exc:
@@ -173,7 +183,7 @@ class ModelStore:
         """
         Live(version=version, bundle_digest=digest, since_utc=utc_now()).write(self._live)
         with disk_errors(self._folder):
-            (self._folder / version).touch()
+            os.utime(self._folder / version)
             kept = sorted(
                 (path for path in self._folder.iterdir() if path.name.isdigit()),
                 key=lambda path: path.stat().st_mtime_ns,

@@ -114,8 +114,8 @@ class Reporter(threading.Thread):
     def status(self, state: State) -> EdgeStatus:
         """The state of the edge now."""
         ring = self._ring
-        boards = {place: ring.boards[place].read() for place in PLACES}
-        said = _said_of_inference(boards, ring.serving)
+        serving, boards = self._read()
+        said = _said_of_inference(boards, serving)
         problem_utc, problem = max(
             (self._supervisor.problem_utc, self._supervisor.problem),
             *((board.get("problem_utc") or "", board.get("problem") or "") for board in boards.values()),
@@ -138,6 +138,14 @@ class Reporter(threading.Thread):
             last_problem=problem,
             last_problem_utc=problem_utc,
         )
+
+    def _read(self) -> tuple[str, dict[str, dict[str, Any]]]:
+        """Who serves, and every page: of one moment."""
+        while True:
+            serving = self._ring.serving
+            boards = {place: self._ring.boards[place].read() for place in PLACES}
+            if self._ring.serving == serving:
+                return serving, boards
 
     def _rate_hz(self) -> float:
         """Frames in a second, since about three seconds ago."""

@@ -163,11 +163,16 @@ class FrameRing:
         os.ftruncate(fd, _size(layout))
         return cls(layout, fd, {place: Bell.new() for place in PLACES})
 
+    def roles(self) -> dict[str, str]:
+        """What is done at each place just now: one of `ROLES`, or `STANDBY`; all at one moment."""
+        serving = self.serving
+        return {
+            place: place if place not in SEATS else "inference" if place == serving else STANDBY for place in PLACES
+        }
+
     def role(self, place: str) -> str:
-        """What is done there just now: one of `ROLES`, or `STANDBY`."""
-        if place not in SEATS:
-            return place
-        return "inference" if place == self.serving else STANDBY
+        """What is done there just now."""
+        return self.roles()[place]
 
     @property
     def serving(self) -> str:

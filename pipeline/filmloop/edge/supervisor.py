@@ -15,9 +15,16 @@ _log = logging.getLogger(__name__)
 
 POLL_S = 0.02
 _AGAIN_FIRST_S, _AGAIN_CAP_S = 0.25, 30.0
-"""Pauses before a start, while the stage keeps dying before its first beat; one that came up starts again at once."""
+"""Pauses before a start, while the stage keeps dying before its first beat; one that came up starts again at once. Whoever
+stands by always pauses: what it dies of may be the version that it prepares."""
+_LONG_LIFE_S = 60.0
+"""Whoever stood by for so long has not died of what it began with."""
 _START_S = 120.0
 """A stage may take so long until its first beat: it imports, recovers, loads weights."""
+_STANDBY_S = 60.0
+"""Whoever stands by gives way, and nobody waits for it: so long may it show no life, and five times as long to come up."""
+_LEAVE_S = 0.3
+"""Whoever stands by when everything is inferred has nothing to finish."""
 _BEGIN_S = 30.0
 """The source waits at most so long for the others to come up: frames without a model are staged all the same."""
 _URGENT_S = 1.0
@@ -51,7 +58,8 @@ class Supervisor:
         self._again_at_s: dict[str, float] = {}
         self._pause_s = dict.fromkeys(PLACES, 0.0)
         # A batch of a large network may rightly take long: whoever was ended for it gets twice the time.
-        self._patience = dict.fromkeys(PLACES, 1.0)
+        self._patience = dict.fromkeys(ROLES, 1.0)
+        self._all_inferred_s = float("inf")
 
     def run(self, stop: threading.Event) -> None:
         """Start all stages; return when the data have ended or `stop` was set, and the last frame is accounted for.
@@ -121,14 +129,15 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """Process id of each stage that runs in a process of its own, by what it does just now."""
-        return {self._ring.role(host.place): host.pid for host in self._hosts if host.pid}
+        roles = self._ring.roles()
+        return {roles[host.place]: host.pid for host in self._hosts if host.pid}
 
     def _look_after(self, host: Host, now_s: float, failure: BaseException | None) -> BaseException | None:
         """Start `host` anew if it died or hangs; returns what makes the edge end."""
         if self._has_ended(host):
             return failure
         if host.is_alive():
-            if host.can_restart and self._hangs(host, now_s):
+            if host.can_restart and (self._hangs(host, now_s) or self._is_left_over(host, now_s)):
                 host.kill()
             return failure
         if self._stands_by(host) and self._ring.control.get("stop"):
@@ -139,13 +148,29 @@ class Supervisor:
         place, role = host.place, self._ring.role(host.place)
         if place not in self._again_at_s:
             self._say(f"{role} {host.how_it_ended()}, started anew")
-            pause_s = 0.0 if self._is_up(place) else min(max(2 * self._pause_s[place], _AGAIN_FIRST_S), _AGAIN_CAP_S)
-            self._pause_s[place], self._again_at_s[place] = pause_s, now_s + pause_s
+            self._pause_s[place] = self._pause_before_next(host, now_s)
+            self._again_at_s[place] = now_s + self._pause_s[place]
         if now_s >= self._again_at_s[place]:
             del self._again_at_s[place]
             self.restarts[role] += 1
             self._start(host)
         return failure
+
+    def _pause_before_next(self, host: Host, now_s: float) -> float:
+        before_s = self._pause_s[host.place]
+        if self._is_up(host.place):
+            if not self._stands_by(host):
+                return 0.0
+            if now_s - self._started_s[host.place] > _LONG_LIFE_S:
+                before_s = 0.0
+        return min(max(2 * before_s, _AGAIN_FIRST_S), _AGAIN_CAP_S)
+
+    def _is_left_over(self, host: Host, now_s: float) -> bool:
+        """Whether it stands by though everything is inferred, and has had time to notice."""
+        if not self._stands_by(host) or not self._ring.inference.get("ended"):
+            return False
+        self._all_inferred_s = min(self._all_inferred_s, now_s)
+        return now_s - self._all_inferred_s > _LEAVE_S
 
     def _start(self, host: Host) -> None:
         self._started_s[host.place] = time.monotonic()
@@ -156,18 +181,26 @@ class Supervisor:
         return self._cells[host.place].get("ended") != 0 and not host.is_alive()
 
     def _hangs(self, host: Host, now_s: float) -> bool:
-        place = host.place
+        place, role = host.place, self._ring.role(host.place)
         beat_ns = int(self._ring.beats[PLACES.index(place)])
         if not beat_ns:
-            return now_s - self._started_s[place] > max(_START_S, self._stall_after_s)
+            took_s = now_s - self._started_s[place]
+            if took_s <= max(5 * _STANDBY_S if role == STANDBY else _START_S, self._stall_after_s):
+                return False
+            self._say(f"{role} has not come up in {took_s:.0f} s, ended by force")
+            return True
         silent_s = now_s - beat_ns / 1e9
-        allowed_s = self._stall_after_s * self._patience[place]
-        if place == "staging" and self._live and self._is_full():
+        if role == STANDBY:
+            allowed_s = max(_STANDBY_S, self._stall_after_s)
+        else:
+            allowed_s = self._stall_after_s * self._patience[role]
+        if role == "staging" and self._live and self._is_full():
             allowed_s = min(allowed_s, _URGENT_S)
         if silent_s <= allowed_s:
             return False
-        self._patience[place] = min(2 * self._patience[place], _MOST_PATIENCE)
-        self._say(f"{self._ring.role(place)} shows no life for {silent_s:.1f} s, ended by force")
+        if role != STANDBY:
+            self._patience[role] = min(2 * self._patience[role], _MOST_PATIENCE)
+        self._say(f"{role} shows no life for {silent_s:.1f} s, ended by force")
         return True
 
     def _is_full(self) -> bool:

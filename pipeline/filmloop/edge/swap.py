@@ -7,11 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 from filmloop.core.documents import VersionInfo
 from filmloop.core.errors import DataError, FilmloopError, TransientError
 from filmloop.core.log import Limited
+from filmloop.edge.gentle import AT_ONCE, Pace
 from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.news import News
 from filmloop.ports.registry import CHAMPION, Registry
@@ -26,13 +26,6 @@ _ASKED_EVERY_S = 0.05
 
 Key = tuple[str, str]
 """Of a version: its number and the digest of its bundle."""
-Load = Callable[[Callable[[], Proven]], Proven]
-"""Calls what loads a version, in its own way."""
-
-
-def at_once(work: Callable[[], Proven]) -> Proven:
-    """The plain way to load."""
-    return work()
 
 
 class Offer:
@@ -40,22 +33,28 @@ class Offer:
 
     Args:
         wake: Called when there is one.
+
+    Attributes:
+        live: What serves; the inference loop says so.
+        open: What was put there and is neither taken on nor refused.
     """
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         self._lock, self._wake = threading.Lock(), wake
+        self.live: Key | None = None
+        self.open: Key | None = None
         self._proven: Proven | None = None
         self._refused: Key | None = None
         self._retired: deque[InferenceRuntime] = deque()
 
-    def put(self, proven: Proven) -> bool:
-        """Offer a version; says whether there was one that was not taken yet, which is forgotten."""
+    def put(self, proven: Proven) -> None:
+        """Offer a version; one that was not taken yet is forgotten."""
         with self._lock:
             former, self._proven = self._proven, proven
+            self.open = _key(proven)
         self._wake()
         if former is not None:
             former.runtime.close()
-        return former is not None
 
     def take(self) -> Proven | None:
         """The offered version, once."""
@@ -65,10 +64,21 @@ class Offer:
             proven, self._proven = self._proven, None
         return proven
 
+    def accept(self, proven: Proven) -> None:
+        """It was taken, and serves."""
+        self.live = _key(proven)
+        self._settle(proven)
+
     def refuse(self, proven: Proven) -> None:
         """It was taken and did not serve what it should; it is closed."""
-        self._refused = (proven.runtime.version, proven.digest)
+        self._refused = _key(proven)
+        self._settle(proven)
         proven.runtime.close()
+
+    def _settle(self, proven: Proven) -> None:
+        with self._lock:
+            if self.open == _key(proven):
+                self.open = None
 
     def retire(self, runtime: InferenceRuntime) -> None:
         """It serves no more. Taking it down takes tens of milliseconds, which are not the frames'."""
@@ -85,19 +95,21 @@ class Offer:
         return refused
 
 
+def _key(proven: Proven) -> Key:
+    return proven.runtime.version, proven.digest
+
+
 class ModelWatcher(threading.Thread):
     """Polls the registry. Whatever goes wrong there, the live version stays.
 
     Args:
         store: Fetches, proves and keeps bundles.
         registry: Makes the registry client; called again after every failure.
-        offer: Where a proven runtime goes.
+        offer: Where a proven runtime goes, and who says what serves: that is remembered.
         news: Where problems and refusals are told.
         every_s: Pause between two looks.
         asked: Whether somebody asked for a look since the last call: then the pause ends.
-        live: (version, bundle digest) that serves.
-        load: Calls what loads a version. Beside frames in the same process a lower priority would do harm: whoever holds
-            Python's lock must not wait for the others.
+        pace: How a version is loaded.
     """
 
     def __init__(
@@ -108,17 +120,15 @@ class ModelWatcher(threading.Thread):
         offer: Offer,
         news: News,
         every_s: float,
-        live: Key | None,
         asked: Callable[[], bool] = lambda: False,
-        load: Load = at_once,
+        pace: Pace = AT_ONCE,
     ) -> None:
         super().__init__(name="model-watcher", daemon=True)
-        self._load = load
+        self._pace = pace
         self._store, self._connect, self._offer, self._asked = store, registry, offer, asked
-        self._news, self._every_s, self._current = news, every_s, live
-        self._former: Key | None = None
+        self._news, self._every_s = news, every_s
         self._registry: Registry | None = None
-        self._to_remember: Key | None = None
+        self._remembered: Key | None = None
         self._refused: Key | None = None
         self._refused_pause_s, self._refused_until_s = 0.0, 0.0
         self._done = threading.Event()
@@ -139,23 +149,25 @@ class ModelWatcher(threading.Thread):
             self._pause()
 
     def _what_stays(self) -> str:
-        if self._current is None:
+        live = self._offer.live
+        if live is None:
             return "and no version is live yet; frames are staged all the same"
-        return f"version {self._current[0]} stays live"
+        return f"version {live[0]} stays live"
 
     def _pause(self) -> None:
-        end_s = time.monotonic() + self._every_s
-        while (left_s := end_s - time.monotonic()) > 0 and not self._asked():
-            if self._done.wait(min(left_s, _ASKED_EVERY_S)):
+        """Until the next look is due or asked for. While an offer is open nothing else is prepared: who takes it may serve by now."""
+        end_s, was_open = time.monotonic() + self._every_s, False
+        while not self._done.is_set():
+            left_s = _ASKED_EVERY_S
+            if self._offer.open is not None:
+                was_open = True
+            elif was_open or self._asked() or (left_s := end_s - time.monotonic()) <= 0:
                 return
+            self._done.wait(min(left_s, _ASKED_EVERY_S))
 
     def finish(self) -> None:
         """Look no more. A download under way is left behind: it lies in `.incoming-*`, where nobody looks."""
         self._done.set()
-
-    def serves(self, live: Key | None) -> None:
-        """Another version serves than before, not one that was offered from here."""
-        self._current = live
 
     def look(self) -> None:
         """Look at the alias once; offer what is new and proven.
@@ -164,7 +176,9 @@ class ModelWatcher(threading.Thread):
             TransientError: the registry or the disk is away.
         """
         self._offer.close_retired()
-        self._take_back()
+        if (refused := self._offer.take_refused()) is not None:
+            self._pause_for(refused)
+            self._remembered = None  # its bundle is one too many
         self._remember()
         try:
             self._look()
@@ -172,7 +186,6 @@ class ModelWatcher(threading.Thread):
             # A server of our own may come back on another port: the next look finds it anew.
             self._registry = None
             raise
-        self._remember()
 
     def _look(self) -> None:
         if self._registry is None:
@@ -181,40 +194,42 @@ class ModelWatcher(threading.Thread):
         if info is None:
             return
         key = (info.version, info.bundle_digest)
-        if key == self._current or (key == self._refused and time.monotonic() < self._refused_until_s):
+        if key == (self._offer.open or self._offer.live):
             return
+        if key == self._refused and time.monotonic() < self._refused_until_s:
+            return
+        # If it takes this process with it, the log tells which one it was.
+        _log.info("preparing version %s", info.version)
         try:
-            proven = self._load(partial(self._store.fetch, self._registry, info))
+            proven = self._store.fetch(self._registry, info, self._pace)
         except TransientError:
             raise
         except DataError as exc:
             self._refuse(key, info, exc)
             return
-        if self._done.is_set():
+        try:
+            # It took seconds: somebody may have rolled it back meanwhile.
+            still = self._registry.get(CHAMPION)
+        except BaseException:
+            proven.runtime.close()
+            raise
+        if self._done.is_set() or still is None or (still.version, still.bundle_digest) != key:
             proven.runtime.close()
             return
-        if not self._offer.put(proven):
-            self._former = self._current
-        self._current, self._to_remember = key, key
-
-    def _take_back(self) -> None:
-        """What was refused at the swap is not live: the version before it still is, and is to be remembered."""
-        refused = self._offer.take_refused()
-        if refused is not None and refused == self._current:
-            self._current = self._to_remember = self._former
-            self._pause_for(refused)
+        self._offer.put(proven)
 
     def _remember(self) -> None:
         """What is live need not be on the disk at once: as often as it takes, at every look."""
-        if self._to_remember is None:
+        live = self._offer.live
+        if live is None or live == self._remembered:
             return
         try:
-            self._store.remember(*self._to_remember)
-        except TransientError as exc:
-            self._news.problem(f"version {self._to_remember[0]} is live, a restart would not know: {exc.message}")
+            self._store.remember(*live)
+        except FilmloopError as exc:
+            self._news.problem(f"version {live[0]} is live, a restart would not know: {exc.message}")
             self._disk_trouble.failed("the live version cannot be remembered: %s %s", exc.message, exc.hint)
         else:
-            self._to_remember = None
+            self._remembered = live
             self._disk_trouble.worked("the live version is remembered")
 
     def _refuse(self, key: Key, info: VersionInfo, exc: DataError) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -71,15 +73,23 @@ class Told(News):
 
 def watching(home, registry, live=None):
     news, offer = Told(), Offer()
+    offer.live = live
     watcher = ModelWatcher(
         store=ModelStore(small_site(), home),
         registry=lambda: registry,
         offer=offer,
         news=news,
         every_s=0.01,
-        live=live,
     )
     return watcher, offer, news
+
+
+def serve(watcher, offer):
+    """As the inference loop takes what is offered; at the next look it is remembered."""
+    proven = offer.take()
+    offer.accept(proven)
+    watcher.look()
+    return proven.runtime.version
 
 
 def flip_a_bit(folder):
@@ -171,7 +181,7 @@ def test_a_bad_version_is_refused_with_a_reason_and_the_old_one_stays(tmp_path, 
     watcher, offer, news = watching(home, registry)
     good = register(registry, bundle_of(tmp_path, 1))
     watcher.look()
-    assert offer.take().runtime.version == good
+    assert serve(watcher, offer) == good
 
     bad_bundle = bundle_of(tmp_path, 2)
     if spoil in BEFORE_REGISTERING:
@@ -287,9 +297,10 @@ def test_a_kept_bundle_that_was_damaged_is_fetched_again(tmp_path, home, registr
 
 
 def test_a_damaged_bundle_is_not_loaded_at_a_restart_either(tmp_path, home, registry):
-    watcher, _, _ = watching(home, registry)
+    watcher, offer, _ = watching(home, registry)
     version = register(registry, bundle_of(tmp_path, 1))
     watcher.look()
+    serve(watcher, offer)
     store = ModelStore(small_site(), home)
     assert store.remembered().runtime.version == version
     flip_a_bit(home.edge_models / version)
@@ -302,10 +313,120 @@ def test_only_the_newest_bundles_are_kept_and_the_live_one_always(tmp_path, home
     for seed in range(KEEP_BUNDLES + 2):
         version = register(registry, bundle_of(tmp_path, seed))
         watcher.look()
-        assert offer.take().runtime.version == version
+        assert serve(watcher, offer) == version
     kept = {path.name for path in home.edge_models.iterdir()}
     assert len(kept) == KEEP_BUNDLES
     assert version in kept
+
+
+def test_versions_that_are_refused_at_the_swap_do_not_fill_the_disk_and_the_live_one_outlives_them(
+    tmp_path, home, registry
+):
+    watcher, offer, _ = watching(home, registry)
+    live = register(registry, bundle_of(tmp_path, 0))
+    watcher.look()
+    serve(watcher, offer)
+    for seed in range(1, KEEP_BUNDLES + 3):
+        register(registry, bundle_of(tmp_path, seed))
+        watcher.look()
+        offer.refuse(offer.take())
+        watcher.look()
+    kept = {path.name for path in home.edge_models.iterdir()}
+    assert len(kept) == KEEP_BUNDLES
+    assert live in kept
+    assert ModelStore(small_site(), home).remembered().runtime.version == live
+
+
+def test_what_is_offered_is_not_what_a_restart_begins_with_until_it_serves(tmp_path, home, registry):
+    watcher, offer, _ = watching(home, registry)
+    live = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    serve(watcher, offer)
+    first, second = (register(registry, bundle_of(tmp_path, seed)) for seed in (2, 3))
+    registry.set_alias(CHAMPION, first)
+    watcher.look()
+    checked = offer.take()
+    registry.set_alias(CHAMPION, second)
+    watcher.look()
+    offer.refuse(checked)
+    watcher.look()
+    offer.refuse(offer.take())
+    watcher.look()
+    assert ModelStore(small_site(), home).remembered().runtime.version == live
+
+
+def test_a_version_that_was_rolled_back_while_it_was_prepared_is_not_offered(tmp_path, home, registry, monkeypatch):
+    watcher, offer, news = watching(home, registry)
+    live = register(registry, bundle_of(tmp_path, 1))
+    watcher.look()
+    serve(watcher, offer)
+    register(registry, bundle_of(tmp_path, 2))
+    fetch, made = ModelStore.fetch, []
+
+    def slow(self, *args):
+        made.append(fetch(self, *args))
+        registry.set_alias(CHAMPION, live)
+        return made[-1]
+
+    monkeypatch.setattr(ModelStore, "fetch", slow)
+    watcher.look()
+    assert len(made) == 1
+    assert offer.take() is None
+    watcher.look()
+    assert len(made) == 1, "what serves is what the alias names"
+    assert news.swaps_refused == 0
+
+
+def test_while_an_offer_is_open_nothing_else_is_prepared_and_no_request_is_swallowed(tmp_path, home, registry):
+    """Whoever takes the offer may serve by now: what is prepared then is prepared beside the frames."""
+    requests = []
+    watcher, offer, _ = watching(home, registry)
+    watcher._asked = lambda: bool(requests) and requests.pop()
+    register(registry, bundle_of(tmp_path, 1))
+    watcher.start()
+    until(lambda: offer.open is not None)
+    requests.append(True)
+    second = register(registry, bundle_of(tmp_path, 2))
+    time.sleep(0.3)
+    assert offer.open[0] != second
+    assert requests == [True]
+    offer.accept(offer.take())
+    until(lambda: offer.open is not None)
+    assert offer.take().runtime.version == second
+    watcher.finish()
+    watcher.join(5)
+    requests[:] = [True]
+    watcher._pause()
+    assert requests == [True], "one that has ended leaves it to others"
+
+
+def test_a_download_that_was_left_behind_and_the_next_one_do_not_touch_each_other(
+    tmp_path, home, registry, monkeypatch
+):
+    version = register(registry, bundle_of(tmp_path, 1))
+    download, begun, go_on = registry.download, threading.Event(), threading.Event()
+
+    def slow(version, target):
+        found = download(version, target)
+        if not begun.is_set():
+            begun.set()
+            go_on.wait(10)
+        return found
+
+    monkeypatch.setattr(registry, "download", slow)
+    info, outcomes = registry.get(version), []
+    store = ModelStore(small_site(), home, place="inference_2")
+    left = threading.Thread(target=lambda: outcomes.append(store.fetch(registry, info).runtime.version))
+    left.start()
+    begun.wait(10)
+    assert store.fetch(registry, info).runtime.version == version
+    go_on.set()
+    left.join(10)
+    assert outcomes == [version]
+    assert [path.name for path in home.edge_models.iterdir()] == [version]
+    (home.edge_models / ".incoming-inference_2-x").mkdir()
+    ModelStore(small_site(), home, place="inference_2")
+    assert [path.name for path in home.edge_models.iterdir()] == [version], "what a killed one left is removed"
 
 
 def test_the_runtime_makes_what_the_bundle_says(tmp_path, home, registry):
@@ -348,7 +469,7 @@ def test_a_live_version_that_the_disk_did_not_take_is_remembered_at_a_later_look
 
     monkeypatch.setattr(models.Live, "write", refusing)
     watcher.look()
-    assert offer.take().runtime.version == version, "the disk is no reason to wait"
+    assert serve(watcher, offer) == version, "the disk is no reason to wait"
     assert "No space left" in news.last_problem
     assert ModelStore(small_site(), home).remembered() is None
     watcher.look()
@@ -389,9 +510,10 @@ def test_the_site_says_which_runtime_serves(tmp_path, home, registry):
 
 
 def test_a_disk_that_refuses_a_remembered_version_is_transient(tmp_path, home, registry, monkeypatch):
-    watcher, _, _ = watching(home, registry)
+    watcher, offer, _ = watching(home, registry)
     register(registry, bundle_of(tmp_path, 1))
     watcher.look()
+    serve(watcher, offer)
 
     def broken(*_args, **_given):
         raise OSError(errno.EIO, "Input/output error")
@@ -442,9 +564,13 @@ def test_a_look_loads_in_the_way_that_it_is_told_and_wakes_whoever_takes_the_off
     woken, loaded = [], []
     offer = Offer(wake=lambda: woken.append(True))
 
-    def load(work):
-        loaded.append(work())
-        return loaded[-1]
+    class Noting:
+        def gently(self, work):
+            loaded.append(work()[0])
+            return work()
+
+        def plainly(self, work):
+            return work()
 
     watcher = ModelWatcher(
         store=ModelStore(small_site(), home),
@@ -452,14 +578,13 @@ def test_a_look_loads_in_the_way_that_it_is_told_and_wakes_whoever_takes_the_off
         offer=offer,
         news=Told(),
         every_s=0.01,
-        live=None,
-        load=load,
+        pace=Noting(),
     )
     watcher.look()
     assert woken == [True]
-    assert offer.take() is loaded[0]
-    watcher.look()
     assert len(loaded) == 1
-    watcher.serves(("0", "d" * 64))
+    serve(watcher, offer)
+    assert len(loaded) == 1
+    offer.live = ("0", "d" * 64)
     watcher.look()
     assert len(loaded) == 2, "another version came back to serve: the champion is wanted again"

@@ -50,6 +50,30 @@ def test_the_fastest_of_what_is_here_and_exact_enough_is_chosen_once(bundle, oth
     assert (again.name, again.version, kept) == (choice.name, "2", choice)
 
 
+def test_what_is_measured_is_measured_plainly_and_what_is_known_is_loaded_gently_and_warm(bundle, tmp_path):
+    """A seat that stands by gives way: what it measured then would be kept, and is no tenth of what it is worth."""
+
+    class Noting:
+        def __init__(self):
+            self.said = []
+
+        def gently(self, work):
+            self.said.append("gently")
+            return work()
+
+        def plainly(self, work):
+            self.said.append("plainly")
+            return work()
+
+    pace, warm, cache = Noting(), [], tmp_path / "runtime.json"
+    first, _ = runtime_for(candidates(bundle), cache, pace=pace, warm_up=warm.append)
+    assert pace.said == ["plainly"]
+    again, _ = runtime_for(candidates(bundle), cache, pace=pace, warm_up=warm.append)
+    named, _ = runtime_for(candidates(bundle, runtime="onnxruntime"), cache, pace=pace, warm_up=warm.append)
+    assert pace.said == ["plainly", "gently", "gently"]
+    assert warm == [first, again, named]
+
+
 def test_a_precision_that_this_machine_only_emulates_is_not_measured(bundle, tmp_path):
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     has_units = any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "avx_ne_convert"))

@@ -250,6 +250,56 @@ def test_whoever_was_ended_for_a_stall_gets_twice_the_time_but_never_more_than_e
         assert hangs_after(allowed_s + 1)
 
 
+def test_a_standby_is_given_a_minute_and_what_it_was_given_is_not_given_to_who_serves(ring):
+    host, now_s = ProcessHost(SEATS[1], ring, ()), 1e6
+    supervisor = Supervisor(ring, [host], stall_after_s=10.0)
+
+    def hangs_after(silent_s):
+        ring.beats[PLACES.index(SEATS[1])] = int((now_s - silent_s) * 1e9)
+        return supervisor._hangs(host, now_s)
+
+    for _ in range(4):
+        assert not hangs_after(59)
+        assert hangs_after(61)
+    ring.inference.write({**ring.inference.read(), "seat": 1})
+    assert not hangs_after(9)
+    assert hangs_after(11), "it serves now: frames wait"
+
+
+def test_a_standby_that_does_not_come_up_is_told(ring):
+    host = ProcessHost(SEATS[1], ring, ())
+    supervisor = Supervisor(ring, [host], stall_after_s=10.0)
+    assert not supervisor._hangs(host, 290.0)
+    assert supervisor._hangs(host, 310.0)
+    assert "standby has not come up" in supervisor.problem
+
+
+def test_a_standby_that_dies_of_what_it_prepares_is_tried_ever_more_seldom(ring, monkeypatch):
+    starts, start = [], ProcessHost.start
+
+    def counted(self):
+        if self.place == SEATS[1]:
+            starts.append(running.supervisor._pause_s[SEATS[1]])
+        start(self)
+
+    monkeypatch.setattr(ProcessHost, "start", counted)
+    running = in_processes(ring, standby="is killed in each life")
+    with running as edge:
+        until(lambda: len(starts) >= 4, 30)
+        assert starts[:4] == [0.0, 0.25, 0.5, 1.0]
+        monkeypatch.setattr(supervisor_module, "_LONG_LIFE_S", 0.0)
+        until(lambda: len(starts) >= 6, 30)
+        assert starts[5] == 0.25, "after a long life it begins anew"
+    assert edge.outcome is None
+
+
+def test_a_standby_that_hangs_holds_up_neither_a_stop_nor_the_end(ring, caplog):
+    with in_processes(ring, standby="stops in its first life") as edge:
+        until(lambda: edge.lives(SEATS[1]) == 1)
+    assert edge.stopped_in_s < 2
+    assert (edge.outcome, caplog.text) == (None, "")
+
+
 def test_with_the_ring_full_a_staging_that_shows_no_life_is_started_anew_within_seconds(ring):
     ring.source.write({**ring.source.read(), "head": ring.frames})
     with in_processes(ring, live=True, staging="stops in its first life") as edge:

@@ -36,6 +36,8 @@ class TinyStage(Stage):
         lives = int(self.news._fields.get("lives", 0)) + 1
         self.news.say(lives=lives)
         self.news.publish(at_once=True)
+        if self.behaviour == "is killed in each life":
+            os.kill(os.getpid(), signal.SIGKILL)
         if lives == 1:
             if self.behaviour == "stops in its first life":
                 os.kill(os.getpid(), signal.SIGSTOP)

@@ -9,7 +9,9 @@ Shape suffixes: N frames, C channels, E energy bins.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from pydantic import Field
 from filmloop.bundle import load_golden
 from filmloop.core.documents import Document
 from filmloop.core.errors import ConfigError, DataError, VerificationError
+from filmloop.edge.gentle import AT_ONCE, Pace
 from filmloop.edge.runtimes.candidates import PROBE_FRAMES, Candidates
 from filmloop.edge.runtimes.checks import check_bright
 from filmloop.edge.runtimes.make import batch_of, is_emulated
@@ -99,8 +102,16 @@ def choose(candidates: Candidates) -> tuple[InferenceRuntime, RuntimeChoice]:
     )
 
 
-def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, RuntimeChoice]:
+def runtime_for(
+    candidates: Candidates,
+    cache: Path,
+    *,
+    pace: Pace = AT_ONCE,
+    warm_up: Callable[[InferenceRuntime], object] = lambda _: None,
+) -> tuple[InferenceRuntime, RuntimeChoice]:
     """The proven runtime that `edge.runtime` asks for; for `auto` the choice is kept in `cache`.
+
+    It is loaded gently, and called with `warm_up` in the same way; what is measured is measured plainly.
 
     Weights whose golden pair the kept choice does not meet get one of their own, which is not kept: those after them may
     do better, and a slower runtime must not stay for their sake.
@@ -112,12 +123,13 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
     """
     edge = candidates.edge
     if edge.runtime != "auto":
-        runtime, difference = candidates.proven(edge.runtime, batch_of(edge.runtime, edge.batch_frames))
+        batch_frames = batch_of(edge.runtime, edge.batch_frames)
+        runtime, difference = pace.gently(partial(_loaded, candidates, edge.runtime, batch_frames, warm_up))
         return runtime, _named(candidates, difference)
     kept = _kept(cache, candidates.key())
     if kept is not None:
         try:
-            return candidates.proven(kept.name, kept.batch_frames)[0], kept
+            return pace.gently(partial(_loaded, candidates, kept.name, kept.batch_frames, warm_up))[0], kept
         except (ConfigError, VerificationError) as exc:
             _log.warning(
                 "%s does not serve version %s, another runtime is measured for it: %s",
@@ -125,12 +137,21 @@ def runtime_for(candidates: Candidates, cache: Path) -> tuple[InferenceRuntime, 
                 candidates.version,
                 exc.message,
             )
-    runtime, choice = choose(candidates)
+    runtime, choice = pace.plainly(partial(choose, candidates))
+    warm_up(runtime)
     if kept is None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         choice.write(cache)
     _log.info("runtime %s: %s", choice.name, choice.reason)
     return runtime, choice
+
+
+def _loaded(
+    candidates: Candidates, name: str, batch_frames: int, warm_up: Callable[[InferenceRuntime], object]
+) -> tuple[InferenceRuntime, float]:
+    runtime, difference = candidates.proven(name, batch_frames)
+    warm_up(runtime)
+    return runtime, difference
 
 
 class _TooSlowError(Exception):

@@ -21,6 +21,7 @@ from filmloop.core.errors import TransientError, VerificationError
 from filmloop.core.types import FrameBlock
 from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.gain import Corrected, behind
+from filmloop.edge.gentle import AT_ONCE, Pace
 from filmloop.edge.latency import Latency
 from filmloop.edge.models import ModelStore, Proven
 from filmloop.edge.quality import QualityMonitor
@@ -29,7 +30,7 @@ from filmloop.edge.runtimes import check_served
 from filmloop.edge.runtimes.make import require
 from filmloop.edge.stages.base import Stage
 from filmloop.edge.stages.batching import Batching
-from filmloop.edge.swap import Key, Load, ModelWatcher, Offer, at_once
+from filmloop.edge.swap import ModelWatcher, Offer
 from filmloop.ports.registry import Registry
 from filmloop.ports.runtime import InferenceRuntime, Pending
 from filmloop_models.catalog import get as get_model
@@ -120,7 +121,8 @@ class InferenceStage(Stage):
         Raises:
             ConfigError: the runtime that the site names is not to be had here.
         """
-        watcher = self._watch(self._load_remembered())
+        self._load_remembered()
+        watcher = self._watch()
         self._settle()
         try:
             self._work()
@@ -274,8 +276,8 @@ class InferenceStage(Stage):
         config = self._config
         return QualityMonitor(config.edge, config.training.holdout, config.frame_shape, observe=observe)
 
-    def _load_remembered(self) -> Key | None:
-        """Load the last verified weights; returns which, None if there are none."""
+    def _load_remembered(self) -> bool:
+        """Load the last verified weights, if there are any; says whether."""
         if self._config.edge.runtime != "auto":
             require(self._config.edge.runtime)
         try:
@@ -289,13 +291,14 @@ class InferenceStage(Stage):
         if remembered is None:
             # A former life of this stage may have told of one.
             self.news.say(version="", bundle_digest="")
-            return None
+            return False
         self._runtime = remembered.runtime
+        self._offer.accept(remembered)
         self._say_live(remembered)
         _log.info("starting with version %s on %s", self._runtime.version, self._runtime.name)
-        return remembered.runtime.version, remembered.digest
+        return True
 
-    def _watch(self, live: Key | None, load: Load = at_once) -> ModelWatcher | None:
+    def _watch(self, pace: Pace = AT_ONCE) -> ModelWatcher | None:
         """Begin to look for versions other than the one that serves."""
         if self._connect is None:
             return None
@@ -305,9 +308,8 @@ class InferenceStage(Stage):
             offer=self._offer,
             news=self.news,
             every_s=self._config.edge.watch_every_s,
-            live=live,
             asked=self._asked,
-            load=load,
+            pace=pace,
         )
         watcher.start()
         return watcher
@@ -324,6 +326,7 @@ class InferenceStage(Stage):
             return
         # What is under way stays the former version's: every batch carries its runtime.
         before, self._runtime = self._runtime, offered.runtime
+        self._offer.accept(offered)
         if before is not None:
             self._leaving.append(behind(before))
             self._retire()

@@ -22,14 +22,16 @@ from filmloop.edge.drift import DriftMonitor
 from filmloop.edge.gain import behind
 from filmloop.edge.gentle import Gentle
 from filmloop.edge.models import ModelStore, Proven
-from filmloop.edge.ring import SEATS, FrameRing
+from filmloop.edge.ring import PLACES, SEATS, FrameRing
 from filmloop.edge.stages.inference import InferenceStage
-from filmloop.edge.swap import Key, ModelWatcher
+from filmloop.edge.swap import Key
 from filmloop.ports.registry import Registry
 
 _log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 1.0
+_ALIVE_S = 2.0
+"""Whoever is ready and has shown no life for so long does not get the turn. On a busy machine it is silent for 1.5 s at times."""
 
 
 class SeatedInference(InferenceStage):
@@ -60,7 +62,6 @@ class SeatedInference(InferenceStage):
         self._seat = SEATS.index(place)
         self._other = 1 - self._seat
         self._gentle = Gentle()
-        self._told: Key | None = None
         self._ask_at_s = 0.0
 
     def run(self) -> None:
@@ -71,7 +72,10 @@ class SeatedInference(InferenceStage):
         """
         try:
             if self._has_turn():
-                self._begin(None)
+                if self._is_relieved():
+                    self._leave()  # a new life, and the other one has prepared what should serve
+                else:
+                    self._begin(None)
             while self._has_turn() or self._stand_by():
                 if self._work():
                     self._end()
@@ -86,7 +90,8 @@ class SeatedInference(InferenceStage):
         return self.ring.inference.get("seat") == self._seat
 
     def _is_relieved(self) -> bool:
-        return bool(self.ring.ready[self._other])
+        beat_ns = int(self.ring.beats[PLACES.index(SEATS[self._other])])
+        return bool(self.ring.ready[self._other]) and time.monotonic_ns() - beat_ns < 1e9 * _ALIVE_S
 
     def _leave(self) -> None:
         """The other seat goes on behind the last frame of this one."""
@@ -104,14 +109,14 @@ class SeatedInference(InferenceStage):
     def _stand_by(self) -> bool:
         """Until it is this seat's turn, with what serves next; False once everything is inferred."""
         self._gentle.step_back()
-        self._told = self._told_live()
-        watcher, next_one = self._watch(self._told, self._gentle), None
+        self._offer.live = self._told_live()
+        watcher, next_one = self._watch(self._gentle), None
         try:
             while not self._has_turn():
                 if self.ring.inference.get("ended"):
                     return False
-                next_one = self._prepared(next_one)
-                self._see_what_serves(watcher)
+                next_one = next_one or self._prepared()
+                self._see_what_serves()
                 self.wait()
         finally:
             if watcher is not None:
@@ -124,49 +129,45 @@ class SeatedInference(InferenceStage):
         self._totals = self.ring.inference.read()
         self._started = self._totals["done"]
         self._quality = self._new_quality()
+        self._latency.begin()
         self.ring.ready[self._seat] = 0
         if proven is None:
             self._gentle.come_back()
-            self._gentle.begun = self._load_remembered() is not None
+            self._gentle.begun |= self._load_remembered()
             self._settle()
             return
         self._runtime = proven.runtime
+        self._offer.accept(proven)
         self.news.more("swaps")
         self._say_live(proven, relieves=True)
         self.news.publish(at_once=True)
         _log.info("version %s is live on %s", proven.runtime.version, proven.runtime.name)
 
-    def _prepared(self, before: Proven | None) -> Proven | None:
-        """What is ready to serve: a version that was offered just now and serves what it should, or else the one before."""
+    def _prepared(self) -> Proven | None:
+        """What is ready to serve: a version that was offered just now and serves what it should."""
         offered = self._offer.take()
         if offered is None:
-            return before
+            return None
         try:
             self._check(offered)
         except VerificationError as exc:
             self._refuse(offered, exc)
-            return before
+            return None
         self._settle()
         self._gentle.come_back()
         # All at once, and before it serves: whoever reads this page when the turn has just changed reads of no former time.
         self._tell_version(offered)
-        self.news.say(drift=None, input=None)
+        self.news.say(drift=None, input=None, latency_p50_ms=0.0, latency_p99_ms=0.0, latency_p999_ms=0.0)
         self.news.publish(at_once=True)
         self.ring.ready[self._seat] = int(offered.runtime.version)
         self.ring.bells[self.ring.serving].ring()
-        if before is not None:
-            before.runtime.close()
         return offered
 
-    def _see_what_serves(self, watcher: ModelWatcher | None) -> None:
+    def _see_what_serves(self) -> None:
         """Now and then: a seat that was started anew may serve another version than before."""
-        if watcher is None or time.monotonic() < self._ask_at_s:
-            return
-        self._ask_at_s = time.monotonic() + _ASK_EVERY_S
-        told = self._told_live()
-        if told != self._told:
-            self._told = told
-            watcher.serves(told)
+        if time.monotonic() >= self._ask_at_s:
+            self._ask_at_s = time.monotonic() + _ASK_EVERY_S
+            self._offer.live = self._told_live()
 
     def _told_live(self) -> Key | None:
         """What the other seat says that it serves."""
