@@ -73,7 +73,7 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
     site = bench_site(folder, rate_hz=rate_hz, edge={"watch_every_s": 0.05, "status_every_s": 0.1})
     edge = RunningEdge(site, folder, seeds=(1, 2), watched=True)
     checker = KeyChecker(site.home.stage, phases_of(edge))
-    each = max(1, swaps // STRETCHES)
+    asked = [len(each) for each in np.array_split(range(max(swaps, STRETCHES)), STRETCHES)]
     swapping: list[list[int]] = []
     quiet: list[list[int]] = []
     memory_mb: list[float] = []
@@ -83,7 +83,7 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
         begun = edge.status().swaps
         begun_s = time.monotonic()
         swapping_s = 0.0
-        for _ in range(STRETCHES):
+        for each in asked:
             stretch_s, counts = _stretch(edge, each)
             swapping.append(counts)
             memory_mb.append(round(sum(edge.rss_mb().values()), 1))
@@ -105,7 +105,7 @@ def measure(swaps: int, folder: Path, *, rate_hz: float = 100_000.0) -> dict[str
         "mixed": checker.mixed + checker.unknown,
         "judged": checker.judged,
         "frames_in": accounting.frames_in,
-        "unverified": each * STRETCHES - done + status.swaps_refused,
+        "unverified": sum(asked) - done + status.swaps_refused,
         "p99_ms": p99_with,
         "p99_ms_without": p99_without,
         "p99_ratio": round(p99_with / p99_without, 2),

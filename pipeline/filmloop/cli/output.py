@@ -113,7 +113,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         """Begin."""
-        if err.is_terminal:
+        if err.is_terminal and not err.is_dumb_terminal:
             self._live = err.status("")
             self._live.start()
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
 from typing import Annotated, Any
@@ -11,12 +12,15 @@ import typer
 from filmloop.bootstrap import Site, open_ledger, open_site
 from filmloop.cli.options import AsJson, Sets, SiteFile
 from filmloop.cli.output import out, print_json, print_table, set_up_logs
+from filmloop.core.clock import epoch_s
 from filmloop.core.counted import counted
 from filmloop.drift.report import DriftReport
 from filmloop.ledger import DAMAGED, Ledger
 from filmloop.ports.registry import CHAMPION
 
 _WANTS_LOGIN = (401, 403)
+_OLD_S = 10.0
+"""An edge that runs writes its status every few seconds, whatever else it does."""
 
 
 def status(site_file: SiteFile = None, sets: Sets = None, json: AsJson = False) -> None:
@@ -150,6 +154,10 @@ def _problem_of(uri: str) -> str:
         return f"{uri} does not answer; `filmloop site check` says more"
 
 
+def _unstaged(frames: dict[str, int]) -> str:
+    return f", not staged {sum(frames.values()):,} {frames}" if frames else ""
+
+
 def _print(found: dict[str, Any]) -> None:
     champion, edge, cycle = found["champion"], found["edge"], found["last_cycle"]
     shards, registry = found["shards"], found["registry"]
@@ -165,9 +173,11 @@ def _print(found: dict[str, Any]) -> None:
         out.print(
             f"edge      {edge['state']}, serves version {edge['version'] or 'none'}, {edge['rate_hz']:,.0f} frames/s; "
             f"in {edge['frames_in']:,}, inferred {edge['frames_inferred']:,}, dropped {dropped:,} {edge['frames_dropped'] or ''}, "
-            f"staged {edge['frames_staged']:,}",
+            f"staged {edge['frames_staged']:,}" + _unstaged(edge["frames_unstaged"]),
             markup=False,
         )
+        if (age_s := time.time() - epoch_s(edge["updated_utc"])) > _OLD_S:
+            out.print(f"          that is {age_s:.0f} s old: the edge cannot write its status", markup=False)
         if edge["drift"]:
             out.print(f"drift     {DriftReport.model_validate(edge['drift']).in_words()}", markup=False)
         if edge["last_problem"]:

@@ -24,8 +24,12 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They are for the service, which tells its stages when to stop, in order."""
 
 _END_S = 2.0
-_ENVIRON = {"OPENBLAS_NUM_THREADS": "1"}
-"""NumPy's products are small here; a second thread would spin for the next one, 2 % of a core beside the network's."""
+"""Longest that the end of a killed process is waited for."""
+
+_ENVIRON = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+"""NumPy's products are small here; a second thread would spin for the next one, 2 % of a core beside the network's. And every
+version is loaded in a thread of its own: glibc would give each one an arena of its own, up to eight a core, and hardly give
+anything back (half as much memory again after 40 swaps on two cores)."""
 
 
 class Host(Protocol):

@@ -43,9 +43,11 @@ class News:
 
     def problem(self, text: str) -> None:
         """Something is wrong that does not stop the edge."""
+        text, now_utc = text[:_MOST_CHARACTERS], utc_now()
         if text != self._fields.get("problem"):
             _log.debug("problem: %s", text)
-        self.say(problem=text[:_MOST_CHARACTERS], problem_utc=utc_now())
+            self.say(problem_since_utc=now_utc)
+        self.say(problem=text, problem_utc=now_utc)
 
     def fatal(self, exc: FilmloopError) -> None:
         """The stage ends with this error, and so does the edge."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from filmloop.config.paths import Home
 from filmloop.config.schema import SiteConfig
-from filmloop.core.clock import utc_now
+from filmloop.core.clock import epoch_s, utc_now
 from filmloop.core.documents import Accounting
 from filmloop.core.log import Limited
 from filmloop.edge.metrics import write_metrics
@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 _RATE_WINDOW_S = 3.0
 _SWAP_S = 0.05
 """A swap is told at once, whoever waits for it; the rest every `edge.status_every_s`."""
+
+_STILL_S = 60.0
+"""A problem that was told within so long of the newest one is taken to last."""
 
 _SAID = ("latency_p50_ms", "latency_p99_ms", "latency_p999_ms", "runtime", "version", "version_since_utc", "choice", "quality",
          "input", "drift")  # fmt: skip
@@ -116,10 +119,7 @@ class Reporter(threading.Thread):
         ring = self._ring
         serving, boards = self._read()
         said = _said_of_inference(boards, serving)
-        problem_utc, problem = max(
-            (self._supervisor.problem_utc, self._supervisor.problem),
-            *((board.get("problem_utc") or "", board.get("problem") or "") for board in boards.values()),
-        )
+        problem, problem_utc = self._problem(boards)
         return EdgeStatus(
             **accounting_of(ring).model_dump(),
             **said,
@@ -146,6 +146,25 @@ class Reporter(threading.Thread):
             boards = {place: self._ring.boards[place].read() for place in PLACES}
             if self._ring.serving == serving:
                 return serving, boards
+
+    def _problem(self, boards: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+        """The one to tell of: of those that are told still the one that began last, so that none hides behind an older one.
+
+        Returns:
+            It, and when it was told last.
+        """
+        death, death_utc = self._supervisor.problem, self._supervisor.problem_utc
+        told = [(death_utc, death_utc, death)] if death else []
+        for board in boards.values():
+            if board.get("problem"):
+                last_utc = board["problem_utc"]
+                told.append((board.get("problem_since_utc") or last_utc, last_utc, board["problem"]))
+        if not told:
+            return "", ""
+        newest_s = max(epoch_s(last_utc) for _, last_utc, _ in told)
+        still = [each for each in told if newest_s - epoch_s(each[1]) < _STILL_S]
+        _, last_utc, problem = max(still)
+        return problem, last_utc
 
     def _rate_hz(self) -> float:
         """Frames in a second, since about three seconds ago."""

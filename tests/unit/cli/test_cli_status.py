@@ -7,11 +7,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from filmloop.config.paths import Home
+from filmloop.edge.lock import only_edge
+from filmloop.edge.status import EdgeStatus, write_status
 from filmloop.testing.mlflow_server import free_port
 
 
@@ -58,6 +62,23 @@ def test_a_registry_of_the_sites_own_that_is_away_is_not_ours_to_start(filmloop:
     shown = filmloop(tmp_path / "home", f"registry.uri={uri}").run("status").stdout.splitlines()[-1]
     assert f"{uri} does not answer" in shown
     assert "registry start" not in shown
+
+
+@pytest.mark.parametrize(("age_s", "is_old"), [(0.0, False), (60.0, True)])
+def test_an_edge_that_stages_nothing_or_cannot_write_its_status_is_told_of(
+    filmloop: Any, tmp_path: Path, age_s: float, is_old: bool
+) -> None:
+    home = Home(tmp_path / "home")
+    updated_utc = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
+    edge = EdgeStatus(
+        pid=1, state="running", started_utc=updated_utc, updated_utc=updated_utc, site="local", stream="t",
+        frames_in=9000, frames_inferred=9000, frames_unstaged={"disk_full": 8000},
+    )  # fmt: skip
+    with only_edge(home):
+        write_status(home, edge)
+        shown = filmloop(home.root).run("status").stdout
+    assert "staged 0, not staged 8,000 {'disk_full': 8000}" in shown
+    assert ("s old: the edge cannot write its status" in shown) == is_old
 
 
 def test_a_level_that_is_none_is_told_of_and_changes_nothing(

@@ -189,6 +189,20 @@ def test_the_newest_problem_of_all_is_told_and_news_that_lack_it_harm_nothing(tm
     assert told.version == "7"
 
 
+def test_a_problem_that_began_later_is_not_hidden_by_one_that_is_told_at_every_look(tmp_path, ring):
+    reporter = reporting(Home(tmp_path), ring)
+
+    def told(place, problem, since, last):
+        ring.boards[place].write({"problem": problem, "problem_since_utc": f"2026-11-24T00:{since}.000Z", "problem_utc": f"2026-11-24T00:{last}.000Z"})  # fmt: skip
+
+    told("inference", "the registry is away", "00:00", "10:05")
+    told("staging", "the disk is full", "09:00", "10:00")
+    status = reporter.status("running")
+    assert (status.last_problem, status.last_problem_utc) == ("the disk is full", "2026-11-24T00:10:00.000Z")
+    told("inference", "the registry is away", "00:00", "12:00")
+    assert reporter.status("running").last_problem == "the registry is away", "the disk has been well for two minutes"
+
+
 def test_the_seat_that_serves_is_told_of_and_what_both_have_counted(tmp_path, ring):
     reporter = reporting(Home(tmp_path), ring)
     first = {"version": "8", "runtime": "torch", "swaps": 3, "swaps_refused": 1, "latency_counts": {"5": 2, "6": 1}}

@@ -199,7 +199,9 @@ def test_a_process_that_dies_at_its_start_again_and_again_is_tried_ever_more_sel
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, "1"), ("2", "2")])
-def test_numpy_gets_one_thread_in_a_stage_unless_somebody_asked_for_more(ring, monkeypatch, asked, threads):
+def test_numpy_gets_one_thread_and_memory_two_arenas_in_a_stage_unless_somebody_asked_for_more(
+    ring, monkeypatch, asked, threads
+):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     if asked:
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", asked)
@@ -207,6 +209,7 @@ def test_numpy_gets_one_thread_in_a_stage_unless_somebody_asked_for_more(ring, m
         until(lambda: edge.lives("inference"))
         environ = Path(f"/proc/{edge.supervisor.pids()['inference']}/environ").read_bytes().split(b"\0")
     assert f"OPENBLAS_NUM_THREADS={threads}".encode() in environ
+    assert b"MALLOC_ARENA_MAX=2" in environ
 
 
 def test_the_source_begins_when_the_others_are_there_to_take_its_frames(ring, monkeypatch):
