@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ def open_site(file: Path | None = None, *, sets: Sequence[str] = (), source: str
     if "globus" in (config.mover.kind, config.launcher.kind):
         forbid_core_dumps()  # the secrets are in the environment, which programs that are started here inherit
     home = find_home(config, path)
-    if any(place.exists() and not place.is_dir() for place in (home.root, *home.root.parents)):
+    # What may not be looked at is told of by whoever needs it: `Path.exists` would raise.
+    if any(os.path.exists(place) and not os.path.isdir(place) for place in (home.root, *home.root.parents)):
         raise ConfigError(
             f"The state folder {home.root} cannot be made: a part of that path is no folder.",
             hint="Set `home` in the site file, or FILMLOOP_HOME.",

@@ -45,7 +45,7 @@ def packages(_site: Site) -> Finding:
 def home(site: Site) -> Finding:
     """The state folder can be written, and has room."""
     root = site.home.root
-    existing = next(path for path in (root, *root.parents) if path.exists())
+    existing = next(path for path in (root, *root.parents) if os.path.exists(path))
     if not os.access(existing, os.W_OK):
         return Finding(
             item="state folder", state="fail", detail=f"{existing} is not writable",

@@ -48,8 +48,8 @@ def translate_os_error(exc: OSError, path: Path) -> FilmloopError:
         )
     if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return TransientError(
-            f"Not allowed to write {path}: {why}.",
-            hint="Check owner and mode of the folder, or point FILMLOOP_HOME at one you may write.",
+            f"Not allowed to use {path}: {why}.",
+            hint="Check owner and mode of the folder, or point FILMLOOP_HOME at one that you may read and write.",
             ids=ids,
         )
     if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):

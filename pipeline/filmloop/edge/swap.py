@@ -221,7 +221,7 @@ class ModelWatcher(threading.Thread):
     def _remember(self) -> None:
         """What is live need not be on the disk at once: as often as it takes, at every look."""
         live = self._offer.live
-        if live is None or live == self._remembered:
+        if live is None or live == self._remembered or self._done.is_set():
             return
         try:
             self._store.remember(*live)
