@@ -136,7 +136,3 @@ def wrong_call(exc: Exception) -> ConfigError | None:
         said = f"{said.partition(': ')[0]}: {'' if error['type'] == 'value_error' else 'it '}{in_words(error)}"
     called = getattr(context, "command_path", "filmloop")
     return ConfigError(f"{said}.", hint=f"`{called} --help` lists what it takes.")
-
-
-if __name__ == "__main__":
-    run()
