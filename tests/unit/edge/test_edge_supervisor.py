@@ -299,7 +299,7 @@ def test_a_standby_that_dies_of_what_it_prepares_is_tried_ever_more_seldom(ring,
 def test_a_standby_that_hangs_holds_up_neither_a_stop_nor_the_end(ring, caplog):
     with in_processes(ring, standby="stops in its first life") as edge:
         until(lambda: edge.lives(SEATS[1]) == 1)
-    assert edge.stopped_in_s < 2
+    assert edge.stopped_in_s < 3.5
     assert (edge.outcome, caplog.text) == (None, "")
 
 
