@@ -138,7 +138,7 @@ def runtime_for(
                 exc.message,
             )
     runtime, choice = pace.plainly(partial(choose, candidates))
-    warm_up(runtime)
+    _warm(runtime, warm_up)
     if kept is None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         choice.write(cache)
@@ -150,8 +150,16 @@ def _loaded(
     candidates: Candidates, name: str, batch_frames: int, warm_up: Callable[[InferenceRuntime], object]
 ) -> tuple[InferenceRuntime, float]:
     runtime, difference = candidates.proven(name, batch_frames)
-    warm_up(runtime)
-    return runtime, difference
+    return _warm(runtime, warm_up), difference
+
+
+def _warm(runtime: InferenceRuntime, warm_up: Callable[[InferenceRuntime], object]) -> InferenceRuntime:
+    try:
+        warm_up(runtime)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
 
 
 class _TooSlowError(Exception):
